@@ -1,0 +1,202 @@
+"""The port to a Kafka cluster. Adapters pass one contract suite (`tests/contract/test_brokers.py`).
+
+All calls belong to one event loop, the one that called `start`. Adapters translate every error of their client library
+into `deimos_async.errors`; none of its types or option names passes, except through the `extra` mappings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+from deimos_async.message import Delivery, InboundRecord, OutboundRecord, TopicPartition
+
+__all__ = [
+    "Broker",
+    "BrokerConsumer",
+    "BrokerProducer",
+    "ConsumerOptions",
+    "NewTopic",
+    "ProducerOptions",
+    "RebalanceListener",
+    "StartFrom",
+    "TopicInfo",
+]
+
+StartFrom = str | datetime
+"""`"earliest"`, `"latest"`, or an aware datetime: first record at or after it, else the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerOptions:
+    """A member of a consumer group on some topics (names in Kafka, prefix included). Durations in seconds."""
+
+    group: str
+    topics: tuple[str, ...]
+    start_from: StartFrom = "earliest"
+    session_timeout: float = 45.0
+    heartbeat_interval: float = 3.0
+    rebalance_timeout: float = 60.0
+    max_poll_interval: float = 300.0
+    instance_id: str | None = None
+    client_id: str = "deimos-async"
+    fetch_max_bytes: int = 16 * 1024 * 1024
+    max_partition_fetch_bytes: int = 1024 * 1024
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the client library, passed through; ignored by the broker in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProducerOptions:
+    """Idempotent, acks=all. Durations in seconds."""
+
+    client_id: str = "deimos-async"
+    delivery_timeout: float = 60.0
+    compression: str | None = None
+    """None, `"gzip"`, `"snappy"`, `"lz4"` or `"zstd"`."""
+    max_batch_bytes: int = 128 * 1024
+    max_request_bytes: int = 1024 * 1024
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TopicInfo:
+    """A topic as the cluster knows it."""
+
+    name: str
+    partitions: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewTopic:
+    """A topic to be made. `replication_factor` -1 takes the broker's default."""
+
+    name: str
+    partitions: int
+    replication_factor: int = -1
+    config: Mapping[str, str] = field(default_factory=dict)
+
+
+class RebalanceListener(Protocol):
+    """Told when partitions come and go. The adapter awaits each call before the group goes on."""
+
+    async def on_assigned(self, partitions: frozenset[TopicPartition]) -> None:
+        """These partitions are ours from now on; nothing of them was fetched yet in this assignment."""
+
+    async def on_revoked(self, partitions: frozenset[TopicPartition]) -> None:
+        """These partitions are about to go. Until this returns, commits for them are still accepted."""
+
+    async def on_lost(self, partitions: frozenset[TopicPartition]) -> None:
+        """These partitions are somebody else's already (the session ran out): nothing can be committed for them."""
+
+
+class BrokerConsumer(Protocol):
+    """One member of a group. Offsets are only ever moved by `commit` and `seek`, never by themselves."""
+
+    async def start(self) -> None:
+        """Connect and join. Raises BrokerUnavailableError, TopicNotFoundError (names the topic)."""
+
+    async def fetch(self, max_records: int, timeout: float) -> Sequence[tuple[TopicPartition, Sequence[InboundRecord]]]:
+        """Next records of assigned, unpaused partitions, ascending in offset, each record once for each assignment.
+
+        Waits up to `timeout` seconds for the first one; an empty answer is normal, also while the group rebalances or
+        the brokers are away. At most `max_records` in all. Must be called on and on, also while everything is paused.
+        It is never cancelled by the caller; `wake` ends its wait.
+        A partition without a committed offset begins at `start_from`.
+
+        Raises:
+            OffsetOutOfRangeError: A position does not exist in its partition (names topic, partition, offset).
+            BrokerError: Not authorised, fenced: the member cannot go on.
+        """
+
+    def wake(self) -> None:
+        """End the wait of a running `fetch` soon (at most its timeout later). Any number of times, in any state."""
+
+    def assignment(self) -> frozenset[TopicPartition]:
+        """Partitions that are ours now."""
+
+    def pause(self, partitions: Iterable[TopicPartition]) -> None:
+        """No records of these until `resume`. Unassigned ones are ignored. Pauses end with the assignment."""
+
+    def resume(self, partitions: Iterable[TopicPartition]) -> None:
+        """Undo `pause`."""
+
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Store the next offset to read for each partition.
+
+        Raises:
+            CommitError: `lost` if this member does not own the partitions any more (fenced by the group's
+                generation); `retriable` if the brokers are away for now.
+        """
+
+    async def committed(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int | None]:
+        """The group's stored offsets; None where there is none."""
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        """Next fetch of this assigned partition begins here. Records fetched before are dropped."""
+
+    def positions_end(self) -> Mapping[TopicPartition, int]:
+        """Last known end offset (high watermark) of assigned partitions, where known; no request is made."""
+
+    async def end_offsets(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """End offsets, asked from the brokers now."""
+
+    async def stop(self) -> None:
+        """Leave the group and close, in bounded time, any number of times. `on_revoked` is not called: drain first."""
+
+
+class BrokerProducer(Protocol):
+    """Sends records, idempotent with acks=all."""
+
+    async def start(self) -> None:
+        """Connect. Raises BrokerUnavailableError."""
+
+    async def send(self, records: Sequence[OutboundRecord]) -> list[Delivery]:
+        """Send all and wait for every acknowledgement: n records -> n deliveries, in the order given.
+
+        Records of one partition are stored in the order given, also over several calls made one after another.
+        Partition: `partition`, else murmur2 of `partition_key` or `key` as the Java client does, else sticky.
+        Cancelled: records may or may not have been stored.
+
+        Raises:
+            DeliveryError: With the indexes that failed. Never later than the delivery timeout.
+        """
+
+    async def stop(self) -> None:
+        """Close in bounded time, any number of times."""
+
+
+class Broker(Protocol):
+    """One cluster."""
+
+    name: str
+    """Name of the cluster in the settings; `"default"` for the one of `kafka.*`."""
+
+    async def start(self) -> None:
+        """Make sure that the cluster answers, within the connect timeout. Raises BrokerUnavailableError."""
+
+    def consumer(self, options: ConsumerOptions, listener: RebalanceListener) -> BrokerConsumer:
+        """A member of a group, not started."""
+
+    def producer(self, options: ProducerOptions) -> BrokerProducer:
+        """A producer, not started."""
+
+    async def topics(self, names: Iterable[str] | None = None) -> Mapping[str, TopicInfo]:
+        """Topics of the cluster (those of `names` that exist, or all but internal ones)."""
+
+    async def create_topics(self, topics: Sequence[NewTopic]) -> frozenset[str]:
+        """Make those that do not exist yet; returns the names that were made. Ready to be used on return."""
+
+    async def group_offsets(self, group: str) -> Mapping[TopicPartition, int]:
+        """What that group has committed."""
+
+    async def end_offsets(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """End offsets of partitions."""
+
+    async def stop(self) -> None:
+        """Close what `start` opened, in bounded time, any number of times.
+
+        Consumers and producers are closed by their owners.
+        """

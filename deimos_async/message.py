@@ -1,0 +1,239 @@
+"""Records (raw bytes) and messages (decoded), and what places them in Kafka."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, NamedTuple, Protocol
+
+from typing_extensions import TypeVar
+
+__all__ = [
+    "Delivery",
+    "HeaderValue",
+    "Headers",
+    "HeadersInput",
+    "InboundRecord",
+    "Message",
+    "OutboundRecord",
+    "TopicPartition",
+    "encode_headers",
+]
+
+P = TypeVar("P", default=Any)
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+HeaderValue = bytes | None
+HeadersInput = Mapping[str, "str | bytes | None"] | Iterable[tuple[str, "str | bytes | None"]]
+"""What users give as headers: a mapping, or pairs where a name may occur again."""
+
+
+class TopicPartition(NamedTuple):
+    """One partition, by the topic's name in Kafka (with its prefix)."""
+
+    topic: str
+    partition: int
+
+
+class Delivery(NamedTuple):
+    """Where an acknowledged message lies."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class InboundRecord(Protocol):
+    """A record as the broker gave it. Transports hand out objects of their own that have these attributes."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def partition(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int | None:
+        """Milliseconds since the epoch, UTC; None or negative where Kafka has none."""
+
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
+
+
+class OutboundRecord:
+    """A record that is ready to be sent: encoded, and under the topic's name in Kafka.
+
+    Attributes:
+        topic: Name in Kafka, prefix included.
+        key, value: Encoded bytes or None.
+        headers: Pairs in order; names may repeat.
+        partition: Explicit partition, or None to choose by key.
+        partition_key: Bytes that choose the partition instead of `key`, or None.
+        timestamp: Milliseconds since the epoch, or None for the time of sending.
+    """
+
+    __slots__ = ("headers", "key", "partition", "partition_key", "timestamp", "topic", "value")
+
+    def __init__(
+        self,
+        topic: str,
+        *,
+        key: bytes | None = None,
+        value: bytes | None = None,
+        headers: Sequence[tuple[str, bytes | None]] = (),
+        partition: int | None = None,
+        partition_key: bytes | None = None,
+        timestamp: int | None = None,
+    ) -> None:
+        self.topic = topic
+        self.key = key
+        self.value = value
+        self.headers = headers
+        self.partition = partition
+        self.partition_key = partition_key
+        self.timestamp = timestamp
+
+    def __repr__(self) -> str:
+        return f"OutboundRecord(topic={self.topic!r}, partition={self.partition!r})"
+
+
+class Headers:
+    """A message's headers: iterates as `(name, value)` pairs in order, repeated names kept.
+
+    `headers["name"]` and `headers.get("name")` give the last value of that name, as Kafka's own clients do;
+    `get_all` gives every value. Values are bytes or None.
+    """
+
+    __slots__ = ("_pairs",)
+
+    def __init__(self, pairs: Sequence[tuple[str, bytes | None]] = ()) -> None:
+        self._pairs = pairs
+
+    def __iter__(self) -> Iterator[tuple[str, bytes | None]]:
+        return iter(self._pairs)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __contains__(self, name: object) -> bool:
+        return any(pair[0] == name for pair in self._pairs)
+
+    def __getitem__(self, name: str) -> bytes | None:
+        for found, value in reversed(self._pairs):
+            if found == name:
+                return value
+        raise KeyError(name)
+
+    def get(self, name: str, default: bytes | None = None) -> bytes | None:
+        """Last value of that name, else the default."""
+        for found, value in reversed(self._pairs):
+            if found == name:
+                return value
+        return default
+
+    def get_all(self, name: str) -> list[bytes | None]:
+        """Every value of that name, in order."""
+        return [value for found, value in self._pairs if found == name]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Headers) and list(self._pairs) == list(other._pairs)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._pairs))
+
+    def __repr__(self) -> str:
+        return f"Headers({[name for name, _ in self._pairs]})"
+
+
+class Message(Generic[P]):
+    """One decoded message, read-only.
+
+    Payload and key are decoded before the handler is called. `payload` is None for a tombstone. `topic` is the
+    name in Kafka, prefix included.
+    """
+
+    __slots__ = ("_headers", "_key", "_payload", "_record")
+
+    def __init__(self, record: InboundRecord, key: Any, payload: P) -> None:
+        self._record = record
+        self._key = key
+        self._payload = payload
+        self._headers: Headers | None = None
+
+    @property
+    def topic(self) -> str:
+        return self._record.topic
+
+    @property
+    def partition(self) -> int:
+        return self._record.partition
+
+    @property
+    def offset(self) -> int:
+        return self._record.offset
+
+    @property
+    def timestamp(self) -> datetime | None:
+        """Aware UTC datetime, made when read; None where Kafka has none."""
+        milliseconds = self._record.timestamp
+        if milliseconds is None or milliseconds < 0:
+            return None
+        return _EPOCH + timedelta(milliseconds=milliseconds)
+
+    @property
+    def key(self) -> Any:
+        return self._key
+
+    @property
+    def payload(self) -> P:
+        return self._payload
+
+    @property
+    def headers(self) -> Headers:
+        headers = self._headers
+        if headers is None:
+            headers = self._headers = Headers(self._record.headers)
+        return headers
+
+    @property
+    def raw_key(self) -> bytes | None:
+        return self._record.key
+
+    @property
+    def raw_payload(self) -> bytes | None:
+        return self._record.value
+
+    @property
+    def is_tombstone(self) -> bool:
+        """Whether the record has no value at all. An empty value is not a tombstone."""
+        return self._record.value is None
+
+    def __repr__(self) -> str:
+        return f"Message(topic={self.topic!r}, partition={self.partition}, offset={self.offset})"
+
+
+def encode_headers(headers: HeadersInput | None) -> list[tuple[str, bytes | None]]:
+    """Headers as users give them, as pairs with bytes; text is UTF-8. Order and repeated names are kept.
+
+    Raises:
+        TypeError: A name is not `str`, or a value is none of `str`, `bytes`, None; the text names the header.
+    """
+    if headers is None:
+        return []
+    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    encoded: list[tuple[str, bytes | None]] = []
+    for name, value in pairs:
+        if not isinstance(name, str):
+            raise TypeError(f"header names are str, not {type(name).__name__}")
+        if isinstance(value, str):
+            encoded.append((name, value.encode()))
+        elif value is None or isinstance(value, bytes):
+            encoded.append((name, value))
+        else:
+            raise TypeError(f"header {name!r}: values are str, bytes or None, not {type(value).__name__}")
+    return encoded

@@ -1,0 +1,428 @@
+"""What was configured: frozen groups of settings, read once.
+
+Sources, the first wins: arguments, `DEIMOS_*` variables (groups joined by `__`), `DEIMOS_*_FILE` variables that name a
+file holding the value, `deimos.toml` (in the working directory, or where `DEIMOS_CONFIG` says), defaults.
+The reference page of settings is made from these classes. Durations are seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from deimos_async.errors import ConfigurationError
+from deimos_async.topics import Backoff, OnError, PayloadLog, Then
+
+__all__ = [
+    "ConsumersSettings",
+    "DatabaseSettings",
+    "KafkaSettings",
+    "LoggingSettings",
+    "OnErrorSettings",
+    "ProducersSettings",
+    "SchemaSettings",
+    "Settings",
+    "load_settings",
+]
+
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+_PREFIX = "DEIMOS_"
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
+
+
+class KafkaSettings(_Group):
+    """How one Kafka cluster is reached."""
+
+    bootstrap_servers: str = "localhost:9092"
+    """Brokers to ask first, `host:port` joined by commas."""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """Kafka's own word for transport and authentication together."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None = None
+    """Required with the SASL protocols."""
+    sasl_username: str | None = None
+    """User name for PLAIN and SCRAM."""
+    sasl_password: SecretStr | None = None
+    """Password for PLAIN and SCRAM."""
+    sasl_oauth_token_provider: str | None = None
+    """For OAUTHBEARER: `module:attribute` of an async callable without arguments that returns a fresh token."""
+    sasl_allow_cleartext: bool = False
+    """Allow SASL without TLS (SASL_PLAINTEXT). Passwords or tokens then cross the network readable."""
+    ssl_ca: str | None = None
+    """Authorities to trust: a path, or the PEM text itself. None: those of the system."""
+    ssl_certificate: str | None = None
+    """Client certificate (path or PEM text) for mutual TLS."""
+    ssl_key: SecretStr | None = None
+    """Private key of the client certificate (path or PEM text)."""
+    ssl_key_password: SecretStr | None = None
+    """Password of the private key."""
+    ssl_check_hostname: bool = True
+    """Whether the broker's certificate must name the host. Switch off for tests only."""
+    client_id: str = "deimos-async"
+    """Name that the brokers log and quota by."""
+    connect_timeout: Seconds = 10.0
+    """Seconds that a start waits for the first answer of a broker before it fails."""
+    request_timeout: Seconds = 30.0
+    """Seconds until a request without an answer is given up and repeated."""
+    create_topics: bool = False
+    """Make missing topics, dead-letter topics included, at start. Default: they are a `ConfigurationError`."""
+    partitions: Count = 1
+    """Partitions of topics that are made, unless the topic says otherwise."""
+    replication_factor: int = -1
+    """Replicas of topics that are made; -1 takes the broker's default."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Further options for the client library, by its own names."""
+
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _servers(cls, value: str) -> str:
+        servers = [server.strip() for server in value.split(",")]
+        for server in servers:
+            host, colon, port = server.rpartition(":")
+            if not (colon and host and port.isdigit() and 0 < int(port) < 65536):
+                raise ValueError(f"{server!r} is not host:port; give host:port[,host:port...]")
+        return ",".join(servers)
+
+
+class SchemaSettings(_Group):
+    """Where schemas come from and how payloads are encoded."""
+
+    backend: str = "avro_schema_registry"
+    """Schema backend of topics that name none."""
+    path: str = "schemas"
+    """Folder of schema files: `com.acme.Order` is `<path>/com/acme/Order.avsc`."""
+    registry_url: str = "http://localhost:8081"
+    """URL of the schema registry; several, joined by commas, are tried in turn."""
+    user: str | None = None
+    """User name for basic authentication. Sent to this registry only."""
+    password: SecretStr | None = None
+    """Password for basic authentication."""
+    token: SecretStr | None = None
+    """Bearer token, instead of user and password."""
+    ssl_ca: str | None = None
+    """Authorities to trust for https, as a path. None: those of the system."""
+    ssl_certificate: str | None = None
+    """Client certificate (path) for mutual TLS."""
+    ssl_key: SecretStr | None = None
+    """Private key of the client certificate (path)."""
+    auto_register: bool = True
+    """Whether producers register schemas that the registry lacks. Consumers never do."""
+    use_latest_version: bool = False
+    """Encode with the subject's newest schema in the registry instead of the file's."""
+    subject_strategy: Literal["topic", "record", "topic_record"] = "topic"
+    """Subject of a schema: `<topic>-value`, `<full name>`, or `<topic>-<full name>`; keys accordingly."""
+    unknown_fields: Literal["drop", "error"] = "drop"
+    """What happens to fields that the schema does not have, at every depth."""
+    request_timeout: Seconds = 5.0
+    """Seconds for one request to the registry."""
+    deadline: Seconds = 30.0
+    """Seconds for one question to the registry with all its retries and fail-overs."""
+    latest_ttl: Seconds = 300.0
+    """Seconds for which the newest version of a subject is taken as known."""
+    missing_ttl: Seconds = 10.0
+    """Seconds for which an id or subject that the registry does not know is not asked for again."""
+
+
+class OnErrorSettings(_Group):
+    """What happens when a handler raises, unless the consumer or topic says otherwise."""
+
+    attempts: Count = 3
+    """Attempts in place; the first one counts."""
+    backoff_initial: Seconds = 0.1
+    """Seconds before the second attempt."""
+    backoff_maximum: Seconds = 30.0
+    """Longest wait between attempts, in seconds."""
+    then: Then = "dead_letter"
+    """What follows the last attempt."""
+
+    def policy(self) -> OnError:
+        """The same as a policy."""
+        return OnError(
+            attempts=self.attempts, backoff=Backoff(self.backoff_initial, self.backoff_maximum), then=self.then
+        )
+
+
+class ProducersSettings(_Group):
+    """How messages are sent."""
+
+    backend: Literal["kafka", "kafka_async", "test"] = "kafka"
+    """`kafka` waits for the acknowledgement, `kafka_async` buffers, `test` keeps the messages in memory."""
+    topic_prefix: str = ""
+    """Put before every topic and group name."""
+    disabled: bool = False
+    """Send nothing."""
+    delivery_timeout: Seconds = 60.0
+    """Seconds until a message without an acknowledgement is given up with a `DeliveryError`."""
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
+    """Compression of batches."""
+    max_batch_bytes: Count = 131072
+    """Largest batch for one partition."""
+    max_request_bytes: Count = 1048576
+    """Largest message; a larger one is refused before it is sent."""
+    buffer_messages: Count = 10000
+    """Most messages that `kafka_async` holds; `produce` waits while it is full."""
+
+
+class ConsumersSettings(_Group):
+    """How groups read."""
+
+    group: str | None = None
+    """Group of consumers that name none."""
+    on_error: OnErrorSettings = OnErrorSettings()
+    """What happens when a handler raises."""
+    reraise_errors: bool = False
+    """Stop a consumer at the first error instead of retrying."""
+    session_timeout: Seconds = 45.0
+    """Seconds without a heartbeat until the group gives a member's partitions to others."""
+    heartbeat_interval: Seconds = 3.0
+    """Seconds between heartbeats; at most a third of `session_timeout`."""
+    rebalance_timeout: Seconds = 60.0
+    """Seconds that a member has for giving up its partitions when the group rebalances."""
+    shutdown_timeout: Seconds = 30.0
+    """Seconds that running handlers have at a stop, and at a rebalance, before they are cancelled."""
+    commit_interval: Seconds = 1.0
+    """Seconds between offset commits: what is handled twice after a crash is at most what was handled meanwhile."""
+    max_records: Count = 500
+    """Most records taken from the client at once."""
+    max_buffered: Count = 2000
+    """Most records of one consumer that wait for a handler; fetching pauses above it."""
+    fetch_max_bytes: Count = 16777216
+    """Most bytes in one answer of a broker."""
+    max_partition_fetch_bytes: Count = 1048576
+    """Most bytes of one partition in one answer of a broker."""
+    instance_id: str | None = None
+    """Static membership: stable name of this process. The consumer's name is appended for each member."""
+    dead_letter_topic: str = "{topic}-dlt"
+    """Name of the dead-letter topic."""
+
+
+class DatabaseSettings(_Group):
+    """The application's database."""
+
+    url: SecretStr | None = None
+    """SQLAlchemy URL with an async driver, e.g. `postgresql+asyncpg://...`. Secret, as it may hold a password."""
+
+
+class LoggingSettings(_Group):
+    """What log lines show."""
+
+    payload_log: PayloadLog = "full"
+    """Of messages: `full` payloads and keys, `headers`, `keys`, or their `count`."""
+
+
+def _nested(pairs: Iterable[tuple[tuple[str, ...], Any]]) -> dict[str, Any]:
+    """`[(("kafka", "ssl_ca"), "x")]` -> `{"kafka": {"ssl_ca": "x"}}`."""
+    tree: dict[str, Any] = {}
+    for path, value in pairs:
+        branch = tree
+        for step in path[:-1]:
+            below = branch.setdefault(step, {})
+            if not isinstance(below, dict):
+                raise ConfigurationError(
+                    f"setting {'.'.join(path)!r}: {step!r} is given both as a value and as a group"
+                )
+            branch = below
+        branch[path[-1]] = value
+    return tree
+
+
+class _FileVariables(PydanticBaseSettingsSource):
+    """`DEIMOS_SCHEMA__PASSWORD_FILE=/run/secrets/registry`: the value is that file's text, without the last newline."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        raise NotImplementedError  # the port asks for it; the whole tree is given by __call__
+
+    def __call__(self) -> dict[str, Any]:
+        found: list[tuple[tuple[str, ...], Any]] = []
+        for name, path in os.environ.items():
+            if not (name.startswith(_PREFIX) and name.endswith("_FILE") and "__" in name):
+                continue
+            try:
+                text = Path(path).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigurationError(f"{name}: cannot read the file that it names ({_reason(error)})") from error
+            setting = name[len(_PREFIX) : -len("_FILE")].lower()
+            found.append((tuple(setting.split("__")), text.removesuffix("\n").removesuffix("\r")))
+        return _nested(found)
+
+
+class _Toml(PydanticBaseSettingsSource):
+    """`deimos.toml`."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        raise NotImplementedError  # the port asks for it; the whole tree is given by __call__
+
+    def __call__(self) -> dict[str, Any]:
+        named = os.environ.get("DEIMOS_CONFIG")
+        path = Path(named or "deimos.toml")
+        if not named and not path.is_file():
+            return {}
+        try:
+            with path.open("rb") as file:
+                return tomllib.load(file)
+        except OSError as error:
+            raise ConfigurationError(f"DEIMOS_CONFIG names {path}, which cannot be read ({_reason(error)})") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{path} is not valid TOML: {error}") from error
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror or type(error).__name__ if isinstance(error, OSError) else type(error).__name__
+
+
+with warnings.catch_warnings():
+    # `schema` is the documented name of the group; pydantic warns that it hides a deprecated method of that name.
+    warnings.filterwarnings("ignore", message='Field name "schema"')
+
+    class Settings(BaseSettings):
+        """Every setting. `app.settings` is the frozen result."""
+
+        model_config = SettingsConfigDict(
+            frozen=True,
+            extra="forbid",
+            env_prefix=_PREFIX,
+            env_nested_delimiter="__",
+            use_attribute_docstrings=True,
+            hide_input_in_errors=True,
+            nested_model_default_partial_update=True,
+        )
+
+        kafka: KafkaSettings = KafkaSettings()
+        """The default cluster."""
+        clusters: dict[str, KafkaSettings] = Field(default_factory=dict)
+        """More clusters by name, for topics with `cluster=`."""
+        schema: SchemaSettings = SchemaSettings()  # type: ignore[assignment]  # hides a deprecated method on purpose
+        """Schemas and their registry."""
+        producers: ProducersSettings = ProducersSettings()
+        """Producers."""
+        consumers: ConsumersSettings = ConsumersSettings()
+        """Consumers."""
+        database: DatabaseSettings = DatabaseSettings()
+        """Database."""
+        logging: LoggingSettings = LoggingSettings()
+        """Logs."""
+        embedded: bool = False
+        """In-memory broker, in-process registry and a fresh SQLite file: what `run --embedded` sets. Never implied."""
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return (init_settings, env_settings, _FileVariables(settings_cls), _Toml(settings_cls))
+
+
+def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Read all sources.
+
+    Args:
+        overrides: Above every other source, by dotted names (`{"kafka.bootstrap_servers": "..."}`) or nested.
+
+    Raises:
+        ConfigurationError: Every mistake at once; each names the setting and the variable, never a value.
+    """
+    nested = _nested(_flatten(overrides or {}))
+    problems = list(_unknown_file_variables())
+    try:
+        settings = Settings(**nested)
+    except ValidationError as error:
+        problems += [_explain(detail) for detail in error.errors(include_input=False, include_url=False)]
+    except ConfigurationError as error:
+        problems += error.problems
+    except Exception as error:
+        # pydantic-settings wraps a variable that is not JSON where a mapping is expected in an error of its own
+        problems.append(f"settings: {error}")
+    if problems:
+        raise ConfigurationError(*problems)
+    problems += _check_together(settings)
+    if problems:
+        raise ConfigurationError(*problems)
+    return settings
+
+
+def _flatten(overrides: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], Any]]:
+    for name, value in overrides.items():
+        path = (*above, *str(name).split("."))
+        if isinstance(value, BaseModel):
+            value = value.model_dump()
+        if isinstance(value, Mapping) and path[-1] != "extra" and value:
+            yield from _flatten(value, path)
+        else:
+            yield path, value
+
+
+def _unknown_file_variables() -> Iterable[str]:
+    for name in os.environ:
+        if name.startswith(_PREFIX) and "__" in name and name.endswith("_FILE"):
+            plain = name.removesuffix("_FILE")
+            if plain in os.environ:
+                yield f"{name} and {plain} are both set; keep one of them"
+
+
+def _explain(detail: Any) -> str:
+    path = [str(step) for step in detail["loc"]]
+    name = ".".join(path)
+    variable = _PREFIX + "__".join(path).upper()
+    kind = detail["type"]
+    if kind == "extra_forbidden":
+        return f"setting {name!r} (variable {variable}) does not exist; remove it or mend its name"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"setting {name!r} (variable {variable}): {message}"
+
+
+def _check_together(settings: Settings) -> Iterable[str]:
+    clusters = {"kafka": settings.kafka} | {f"clusters.{name}": kafka for name, kafka in settings.clusters.items()}
+    for group, kafka in clusters.items():
+        sasl = kafka.security_protocol.startswith("SASL")
+        if sasl and kafka.sasl_mechanism is None:
+            yield f"setting '{group}.sasl_mechanism' is missing: security_protocol is {kafka.security_protocol}"
+        if not sasl and kafka.sasl_mechanism is not None:
+            yield (
+                f"setting '{group}.security_protocol' is {kafka.security_protocol}, but sasl_mechanism is given; "
+                "use SASL_SSL, or remove sasl_mechanism"
+            )
+        if kafka.security_protocol == "SASL_PLAINTEXT" and not kafka.sasl_allow_cleartext:
+            yield (
+                f"setting '{group}.security_protocol' is SASL_PLAINTEXT, which sends credentials readable; "
+                f"use SASL_SSL, or set '{group}.sasl_allow_cleartext' to true"
+            )
+        if kafka.sasl_mechanism == "OAUTHBEARER":
+            if not kafka.sasl_oauth_token_provider:
+                yield f"setting '{group}.sasl_oauth_token_provider' is missing: sasl_mechanism is OAUTHBEARER"
+        elif sasl and kafka.sasl_mechanism and (kafka.sasl_username is None or kafka.sasl_password is None):
+            yield (
+                f"settings '{group}.sasl_username' and '{group}.sasl_password' are both needed: "
+                f"sasl_mechanism is {kafka.sasl_mechanism}"
+            )
+        if (kafka.ssl_certificate is None) != (kafka.ssl_key is None):
+            yield f"settings '{group}.ssl_certificate' and '{group}.ssl_key' are given together or not at all"
+    schema, consumers = settings.schema, settings.consumers
+    if schema.token is not None and schema.user is not None:
+        yield "settings 'schema.token' and 'schema.user' exclude each other; keep one way of authentication"
+    if schema.password is not None and schema.user is None:
+        yield "setting 'schema.password' is given without 'schema.user'"
+    if consumers.heartbeat_interval * 3 > consumers.session_timeout:
+        yield "setting 'consumers.heartbeat_interval' must be at most a third of 'consumers.session_timeout'"
+    if consumers.shutdown_timeout >= consumers.rebalance_timeout:
+        yield (
+            "setting 'consumers.rebalance_timeout' must be above 'consumers.shutdown_timeout': "
+            "a partition that goes is drained first"
+        )
+    if "default" in settings.clusters:
+        yield "setting 'clusters.default' cannot be used: the default cluster is 'kafka'"
+    if "{topic}" not in consumers.dead_letter_topic or consumers.dead_letter_topic == "{topic}":
+        yield "setting 'consumers.dead_letter_topic' must hold {topic} and something more, e.g. '{topic}-dlt'"

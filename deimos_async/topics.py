@@ -1,0 +1,233 @@
+"""Keys, topic options, error policies: what users declare about a topic, as values, and how options merge."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias, get_args
+
+from deimos_async.errors import ConfigurationError
+
+__all__ = [
+    "UNSET",
+    "Backoff",
+    "FatalError",
+    "FieldKey",
+    "Key",
+    "NoKey",
+    "OnError",
+    "PayloadLog",
+    "PlainKey",
+    "SchemaKey",
+    "Then",
+    "TopicOptions",
+    "merge_options",
+    "split_schema_name",
+]
+
+
+class _Unset:
+    """Tells "not given" from None."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __reduce__(self) -> str:
+        return "UNSET"
+
+
+UNSET: Final[Any] = _Unset()
+
+PayloadLog: TypeAlias = Literal["full", "headers", "keys", "count"]
+Then: TypeAlias = Literal["dead_letter", "retry_keyed", "skip", "stop"]
+FatalError: TypeAlias = Callable[[BaseException, list[Any]], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class NoKey:
+    """Messages have no key."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlainKey:
+    """The key is text as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldKey:
+    """The key is a field of the payload (dotted for a nested one), in a key schema made from the value's."""
+
+    field: str
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaKey:
+    """The key has a schema of its own."""
+
+    schema: str
+    namespace: str | None = None
+
+
+class Key:
+    """How a topic's keys are made: `Key.none()`, `Key.plain()`, `Key.field("order_id")`, `Key.schema("com.acme.OrderKey")`."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def none() -> NoKey:
+        """Messages have no key; giving one is an error."""
+        return NoKey()
+
+    @staticmethod
+    def plain() -> PlainKey:
+        """The key is sent as its text, UTF-8, and read as `str`."""
+        return PlainKey()
+
+    @staticmethod
+    def field(name: str) -> FieldKey:
+        """The key is that field of the payload. Its key schema is named `<Schema>_key`."""
+        if not isinstance(name, str) or not name:
+            raise ConfigurationError(f"Key.field takes the name of a field, not {name!r}")
+        return FieldKey(name)
+
+    @staticmethod
+    def schema(schema: str, namespace: str | None = None) -> SchemaKey:
+        """The key is a value of a schema of its own; without a namespace anywhere, the topic's is taken."""
+        if not isinstance(schema, str) or not schema:
+            raise ConfigurationError(f"Key.schema takes the name of a schema, not {schema!r}")
+        return SchemaKey(schema, namespace)
+
+
+KeyConfig: TypeAlias = NoKey | PlainKey | FieldKey | SchemaKey
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Waiting times between attempts: `initial` seconds, doubled each time up to `maximum`, with full jitter below."""
+
+    initial: float = 0.1
+    maximum: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.initial <= 0 or self.maximum < self.initial:
+            raise ConfigurationError(
+                f"Backoff(initial={self.initial}, maximum={self.maximum}): "
+                "initial must be above 0 and maximum at least as large (both in seconds)"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class OnError:
+    """What happens when a handler raises.
+
+    Attributes:
+        attempts: How often a message is tried in place; the first try counts.
+        backoff: Waiting times between the attempts.
+        then: What follows the last attempt.
+        retry_topics: Delays in seconds, a topic for each, tried after the attempts in place.
+        include, exclude: Exception classes. Only included (none given: all) and not excluded ones are retried;
+            others go to `then` at once.
+        wait_on: Classes that are the surroundings' fault: the partition waits and no attempt is counted.
+    """
+
+    attempts: int = 3
+    backoff: Backoff = Backoff()
+    then: Then = "dead_letter"
+    retry_topics: tuple[float, ...] = ()
+    include: tuple[type[BaseException], ...] = ()
+    exclude: tuple[type[BaseException], ...] = ()
+    wait_on: tuple[type[BaseException], ...] = ()
+
+    def __post_init__(self) -> None:
+        problems = []
+        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
+            problems.append(f"OnError(attempts={self.attempts!r}): at least 1, the first try counts")
+        if self.then not in get_args(Then):
+            problems.append(f"OnError(then={self.then!r}): one of {', '.join(map(repr, get_args(Then)))}")
+        for name in ("retry_topics", "include", "exclude", "wait_on"):
+            object.__setattr__(self, name, _as_tuple(getattr(self, name)))
+        for name in ("include", "exclude", "wait_on"):
+            for cls in getattr(self, name):
+                if not (isinstance(cls, type) and issubclass(cls, BaseException)):
+                    problems.append(f"OnError({name}=...): takes exception classes, not {cls!r}")
+        if problems:
+            raise ConfigurationError(*problems)
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (tuple, list, set, frozenset)) else (value,)
+
+
+@dataclass(frozen=True, slots=True)
+class TopicOptions:
+    """What may be said about a topic, at the topic, by `app.defaults`, or in the settings. UNSET: not said there.
+
+    One value and one merge (`merge_options`), so that an option means the same wherever it is given; False and None
+    are things that may be said.
+    """
+
+    schema: str | None = UNSET
+    """Full name, or short name together with `namespace`. None: bytes without a schema."""
+    namespace: str | None = UNSET
+    key: KeyConfig = UNSET
+    schema_backend: str = UNSET
+    registry_url: str | None = UNSET
+    registry_user: str | None = UNSET
+    registry_password: Any = UNSET
+    cluster: str = UNSET
+    """Name of the cluster in `clusters.<name>`; `"default"` is that of `kafka.*`."""
+    payload_log: PayloadLog = UNSET
+    unknown_fields: Literal["drop", "error"] = UNSET
+    auto_register: bool = UNSET
+    use_latest_version: bool = UNSET
+    subject_strategy: Literal["topic", "record", "topic_record"] = UNSET
+    on_error: OnError = UNSET
+    fatal_error: FatalError | None = UNSET
+    reraise_errors: bool = UNSET
+    partitions: int = UNSET
+    """Count for `topics create`; an existing topic is left as it is."""
+    replication_factor: int = UNSET
+    topic_config: Mapping[str, str] = UNSET
+    """Broker settings of the topic for `topics create`, e.g. `{"cleanup.policy": "compact"}`. Mappings merge."""
+
+    def given(self) -> dict[str, Any]:
+        """The options that were said."""
+        return {
+            field.name: value for field in dataclasses.fields(self) if (value := getattr(self, field.name)) is not UNSET
+        }
+
+
+TOPIC_OPTION_NAMES: frozenset[str] = frozenset(field.name for field in dataclasses.fields(TopicOptions))
+
+
+def merge_options(*layers: TopicOptions) -> TopicOptions:
+    """Options of several layers, the later ones above the earlier: settings, defaults, the topic's own.
+
+    A value that is a mapping merges key by key with mappings below it; everything else replaces. What is UNSET says
+    nothing. A namespace says nothing about a schema whose name is already a full one of the same layer.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in layer.given().items():
+            below = merged.get(name)
+            if isinstance(value, Mapping) and isinstance(below, Mapping):
+                merged[name] = {**below, **value}
+            else:
+                merged[name] = value
+    return TopicOptions(**merged)
+
+
+def split_schema_name(schema: str, namespace: str | None) -> str:
+    """Full name of a schema: `("com.acme.Order", None)` and `("Order", "com.acme")` both give `com.acme.Order`.
+
+    A dotted name is a full one, whatever the namespace.
+    """
+    if "." in schema or not namespace:
+        return schema
+    return f"{namespace}.{schema}"
