@@ -17,6 +17,7 @@ __all__ = [
     "CommitError",
     "ConfigurationError",
     "DatabaseError",
+    "DatabaseUnavailableError",
     "DecodeError",
     "DeimosError",
     "DeliveryError",
@@ -234,6 +235,12 @@ class RegistryUnavailableError(RegistryError):
 
 class DatabaseError(DeimosError):
     """The database failed in a way that this library had to act on."""
+
+
+class DatabaseUnavailableError(DatabaseError):
+    """No connection to the database can be had."""
+
+    retriable = True
 
 
 class HandlerError(DeimosError):

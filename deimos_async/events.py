@@ -21,7 +21,7 @@ EVENT_NAMES: frozenset[str] = frozenset(
         "deimos.outbox.produce",
     }
 )
-"""The six events of Deimos 2.6, by the same names, and `deimos.error` (a delivery that failed, a consumer that stopped)."""
+"""The six events of Deimos 2.6, by the same names, and `deimos.error` (a failed delivery, a consumer that stopped)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ __all__ = [
     "ProducersSettings",
     "SchemaSettings",
     "Settings",
+    "flatten",
     "load_settings",
 ]
 
@@ -335,7 +336,7 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
     Raises:
         ConfigurationError: Every mistake at once; each names the setting and the variable, never a value.
     """
-    nested = _nested(_flatten(overrides or {}))
+    nested = _nested(flatten(overrides or {}))
     problems = list(_unknown_file_variables())
     try:
         settings = Settings(**nested)
@@ -354,13 +355,14 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
     return settings
 
 
-def _flatten(overrides: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], Any]]:
+def flatten(overrides: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], Any]]:
+    """Dotted or nested settings as `(("kafka", "ssl_ca"), value)`."""
     for name, value in overrides.items():
         path = (*above, *str(name).split("."))
         if isinstance(value, BaseModel):
             value = value.model_dump()
         if isinstance(value, Mapping) and path[-1] != "extra" and value:
-            yield from _flatten(value, path)
+            yield from flatten(value, path)
         else:
             yield path, value
 

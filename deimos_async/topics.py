@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias, TypedDict, get_args
 
 from deimos_async.errors import ConfigurationError
 
@@ -21,6 +21,8 @@ __all__ = [
     "PlainKey",
     "SchemaKey",
     "Then",
+    "Topic",
+    "TopicOptionArguments",
     "TopicOptions",
     "merge_options",
     "split_schema_name",
@@ -75,7 +77,7 @@ class SchemaKey:
 
 
 class Key:
-    """How a topic's keys are made: `Key.none()`, `Key.plain()`, `Key.field("order_id")`, `Key.schema("com.acme.OrderKey")`."""
+    """How keys are made: `Key.none()`, `Key.plain()`, `Key.field("order_id")`, `Key.schema("com.acme.OrderKey")`."""
 
     __slots__ = ()
 
@@ -153,9 +155,11 @@ class OnError:
         for name in ("retry_topics", "include", "exclude", "wait_on"):
             object.__setattr__(self, name, _as_tuple(getattr(self, name)))
         for name in ("include", "exclude", "wait_on"):
-            for cls in getattr(self, name):
-                if not (isinstance(cls, type) and issubclass(cls, BaseException)):
-                    problems.append(f"OnError({name}=...): takes exception classes, not {cls!r}")
+            problems += [
+                f"OnError({name}=...): takes exception classes, not {cls!r}"
+                for cls in getattr(self, name)
+                if not (isinstance(cls, type) and issubclass(cls, BaseException))
+            ]
         if problems:
             raise ConfigurationError(*problems)
 
@@ -203,6 +207,47 @@ class TopicOptions:
         }
 
 
+class TopicOptionArguments(TypedDict, total=False):
+    """`TopicOptions` as keyword arguments of `app.topic`, `router.topic` and `app.defaults`."""
+
+    schema: str | None
+    namespace: str | None
+    key: KeyConfig
+    schema_backend: str
+    registry_url: str | None
+    registry_user: str | None
+    registry_password: Any
+    cluster: str
+    payload_log: PayloadLog
+    unknown_fields: Literal["drop", "error"]
+    auto_register: bool
+    use_latest_version: bool
+    subject_strategy: Literal["topic", "record", "topic_record"]
+    on_error: OnError
+    fatal_error: FatalError | None
+    reraise_errors: bool
+    partitions: int
+    replication_factor: int
+    topic_config: Mapping[str, str]
+
+
+class Topic:
+    """A declared topic. `name` is without the prefix. Made by `app.topic` and `router.topic`.
+
+    Attributes:
+        options: What was said at the topic itself.
+    """
+
+    __slots__ = ("name", "options")
+
+    def __init__(self, name: str, options: TopicOptions) -> None:
+        self.name = name
+        self.options = options
+
+    def __repr__(self) -> str:
+        return f"Topic({self.name!r})"
+
+
 TOPIC_OPTION_NAMES: frozenset[str] = frozenset(field.name for field in dataclasses.fields(TopicOptions))
 
 
@@ -210,7 +255,7 @@ def merge_options(*layers: TopicOptions) -> TopicOptions:
     """Options of several layers, the later ones above the earlier: settings, defaults, the topic's own.
 
     A value that is a mapping merges key by key with mappings below it; everything else replaces. What is UNSET says
-    nothing. A namespace says nothing about a schema whose name is already a full one of the same layer.
+    nothing.
     """
     merged: dict[str, Any] = {}
     for layer in layers:

@@ -1,0 +1,415 @@
+"""From declarations and settings to objects: checks everything that can be seen before the first message.
+
+Nothing is opened here. All mistakes are found in one pass and reported together.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from deimos_async.consuming.consumer import Consumer
+from deimos_async.consuming.dead_letters import dead_letter_topic
+from deimos_async.errors import ConfigurationError, DeimosError
+from deimos_async.producing.producer import Producer
+from deimos_async.router import Declarations
+from deimos_async.schemas.backends import backend as schema_backend
+from deimos_async.schemas.codec import TopicCodec, build_codec
+from deimos_async.schemas.files import SchemaFiles
+from deimos_async.schemas.typed import payload_converter
+from deimos_async.specs import ConsumerSpec, HandlerSpec, handler_spec
+from deimos_async.topics import UNSET, FatalError, OnError, Topic, TopicOptions, merge_options
+
+if TYPE_CHECKING:  # start-up time: the client is loaded where a topic uses a registry
+    from deimos_async.schemas.registry import SchemaRegistry
+    from deimos_async.settings import Settings
+
+__all__ = ["Codecs", "Plan", "PlannedConsumer", "PlannedTopic", "RequiredTopic", "make_plan", "required_topics"]
+
+
+class Codecs:
+    """Codecs of topics, and the registries that they ask, under one set of settings.
+
+    Args:
+        embedded: A registry in this process that every topic uses instead of those in the settings.
+        mock: Whether each schema backend is replaced by the one that stands in for it in tests.
+    """
+
+    def __init__(self, settings: Settings, *, embedded: SchemaRegistry | None = None, mock: bool = False) -> None:
+        self._settings = settings
+        self._embedded = embedded
+        self._mock = mock
+        self._files = SchemaFiles(settings.schema.path)
+        self._codecs: dict[str, TopicCodec] = {}
+        self._registries: dict[tuple[str, str | None, str | None], SchemaRegistry] = {}
+
+    def codec(self, topic: str, options: TopicOptions) -> TopicCodec:
+        """The topic's codec, made once. Raises ConfigurationError naming the topic and what to change."""
+        found = self._codecs.get(topic)
+        if found is None:
+            name = self.backend_name(options)
+            uses_registry = schema_backend(name).uses_registry
+            found = self._codecs[topic] = build_codec(
+                self._settings.producers.topic_prefix + topic,
+                options,
+                self._files,
+                self._registry(options) if uses_registry else None,
+                name,
+            )
+        return found
+
+    def backend_name(self, options: TopicOptions) -> str:
+        """Name of the topic's schema backend; a topic without a schema is `plain` unless it says otherwise."""
+        name = options.schema_backend
+        if not options.schema and name == self._settings.schema.backend:
+            return "plain"
+        return schema_backend(name).mock if self._mock else name
+
+    def _registry(self, options: TopicOptions) -> SchemaRegistry:
+        if self._embedded is not None:
+            return self._embedded
+        schema = self._settings.schema
+        user: str | None
+        if options.registry_url not in (UNSET, None):
+            # A topic's own registry gets only what was given for it: credentials go to the registry they belong to.
+            url = options.registry_url
+            user = options.registry_user or None
+            password, token = _secret(options.registry_password or None), None
+        else:
+            url, user = schema.registry_url, schema.user
+            password, token = _secret(schema.password), _secret(schema.token)
+        key = (str(url), user, password)
+        found = self._registries.get(key)
+        if found is None:
+            # start-up time: the HTTP client is loaded only where a topic uses a registry
+            from deimos_async.schemas.registry import HttpSchemaRegistry, RegistryOptions
+
+            found = self._registries[key] = HttpSchemaRegistry(
+                RegistryOptions(
+                    urls=tuple(part.strip() for part in str(url).split(",")),
+                    user=user,
+                    password=password,
+                    token=token,
+                    ssl_ca=schema.ssl_ca,
+                    ssl_certificate=schema.ssl_certificate,
+                    ssl_key=_secret(schema.ssl_key),
+                    request_timeout=schema.request_timeout,
+                    deadline=schema.deadline,
+                    latest_ttl=schema.latest_ttl,
+                    missing_ttl=schema.missing_ttl,
+                )
+            )
+        return found
+
+    async def close(self) -> None:
+        """Close connections; what is known stays known."""
+        for registry in self._registries.values():
+            await registry.close()
+
+
+def _secret(value: Any) -> str | None:
+    return value.get_secret_value() if hasattr(value, "get_secret_value") else value
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTopic:
+    """A declared topic with everything decided."""
+
+    name: str
+    kafka_name: str
+    options: TopicOptions
+    codec: TopicCodec
+    is_produced: bool
+    is_consumed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedConsumer:
+    """A registered consumer with everything decided but the call, which needs the running application."""
+
+    spec: ConsumerSpec
+    topic: PlannedTopic
+    kafka_group: str
+    handler: HandlerSpec
+    convert: Callable[[Any], Any] | None
+    policy: OnError
+    reraise: bool
+    fatal: tuple[FatalError, ...]
+    dead_letter_topic: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an application will run."""
+
+    topics: Mapping[str, PlannedTopic]
+    consumers: tuple[PlannedConsumer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RequiredTopic:
+    """A topic that must exist in its cluster. `source`: the topic whose partition count it takes, or None."""
+
+    cluster: str
+    name: str
+    partitions: int
+    replication_factor: int
+    config: Mapping[str, str]
+    source: str | None = None
+
+
+def settings_options(settings: Settings) -> TopicOptions:
+    """What the settings say about every topic."""
+    return TopicOptions(
+        schema=None,
+        namespace=None,
+        schema_backend=settings.schema.backend,
+        cluster="default",
+        payload_log=settings.logging.payload_log,
+        unknown_fields=settings.schema.unknown_fields,
+        auto_register=settings.schema.auto_register,
+        use_latest_version=settings.schema.use_latest_version,
+        subject_strategy=settings.schema.subject_strategy,
+        on_error=settings.consumers.on_error.policy(),
+        reraise_errors=settings.consumers.reraise_errors,
+        fatal_error=None,
+        topic_config={},
+    )
+
+
+def make_plan(
+    declared: Declarations,
+    options: Mapping[str, TopicOptions],
+    settings: Settings,
+    codecs: Codecs,
+    *,
+    fatal_error: FatalError | None,
+    has_database: bool,
+) -> Plan:
+    """Check and decide everything.
+
+    Args:
+        declared: The application's declarations, those of its routers included.
+        options: Each topic's own options merged with the defaults that were in force.
+        fatal_error: The application's.
+        has_database: Whether sessions can be had.
+
+    Raises:
+        ConfigurationError: Every mistake, each naming the topic, consumer or setting and the change to make.
+    """
+    problems: list[str] = []
+    produced = {producer.topic.name for producer in declared.producers}
+    consumed = {_topic_name(spec.topic) for spec in declared.consumers}
+    base = settings_options(settings)
+    topics: dict[str, PlannedTopic] = {}
+    for name in declared.topics:
+        merged = merge_options(base, options[name])
+        planned = _plan_topic(name, merged, settings, codecs, name in produced, name in consumed, problems)
+        if planned is not None:
+            topics[name] = planned
+    problems += _check_producers(declared.producers, declared.topics)
+    consumers = []
+    for spec in declared.consumers:
+        name = _topic_name(spec.topic)
+        if name not in declared.topics:
+            problems.append(f"consumer {spec.name!r}: topic {name!r} is not declared; declare it with app.topic(...)")
+        elif isinstance(spec.topic, Topic) and declared.topics[name] is not spec.topic:
+            problems.append(
+                f"consumer {spec.name!r}: topic {name!r} was declared elsewhere (another router or application); "
+                "include that router too, or declare the topic here"
+            )
+        consumer = _plan_consumer(spec, topics.get(name), settings, codecs, fatal_error, has_database, problems)
+        if consumer is not None:
+            consumers.append(consumer)
+    problems += _check_groups(declared.consumers, settings)
+    if problems:
+        raise ConfigurationError(*problems)
+    return Plan(topics, tuple(consumers))
+
+
+def _topic_name(topic: Any) -> str:
+    return topic.name if isinstance(topic, Topic) else str(topic)
+
+
+def _plan_topic(
+    name: str,
+    options: TopicOptions,
+    settings: Settings,
+    codecs: Codecs,
+    is_produced: bool,
+    is_consumed: bool,
+    problems: list[str],
+) -> PlannedTopic | None:
+    found = []
+    if options.cluster != "default" and options.cluster not in settings.clusters:
+        known = ", ".join(sorted(settings.clusters)) or "none"
+        found.append(
+            f"topic {name!r}: cluster {options.cluster!r} is not in the settings; "
+            f"add 'clusters.{options.cluster}.bootstrap_servers' (known: {known})"
+        )
+    if is_produced and options.key is UNSET:
+        found.append(
+            f"topic {name!r} is produced to but has no key=; "
+            "give Key.field(...), Key.schema(...), Key.plain(), or Key.none() for messages without keys"
+        )
+    if options.on_error.then == "retry_keyed":
+        found.append(f"topic {name!r}: on_error.then='retry_keyed' is not available in this version")
+    codec = None
+    try:
+        codec = codecs.codec(name, options)
+    except ConfigurationError as error:
+        found += error.problems
+    except DeimosError as error:
+        found.append(f"topic {name!r}: {error}")
+    problems += found
+    if found or codec is None:
+        return None
+    return PlannedTopic(name, settings.producers.topic_prefix + name, options, codec, is_produced, is_consumed)
+
+
+def _check_producers(producers: Iterable[Producer], topics: Mapping[str, Topic]) -> Iterable[str]:
+    for producer in producers:
+        if topics.get(producer.topic.name) is not producer.topic:
+            yield (
+                f"producer {type(producer).__name__}: topic {producer.topic.name!r} was declared elsewhere "
+                "(another router or application); include that router too, or declare the topic here"
+            )
+
+
+def _check_groups(specs: Iterable[ConsumerSpec], settings: Settings) -> Iterable[str]:
+    seen: dict[tuple[str, str], str] = {}
+    for spec in specs:
+        group = spec.group or settings.consumers.group
+        if group is None:
+            continue
+        key = (group, _topic_name(spec.topic))
+        if key in seen:
+            yield (
+                f"consumers {seen[key]!r} and {spec.name!r} are both of group {group!r} on topic {key[1]!r}, "
+                "so each would see a part of the messages; give one of them another group"
+            )
+        else:
+            seen[key] = spec.name
+
+
+def _plan_consumer(
+    spec: ConsumerSpec,
+    topic: PlannedTopic | None,
+    settings: Settings,
+    codecs: Codecs,
+    fatal_error: FatalError | None,
+    has_database: bool,
+    problems: list[str],
+) -> PlannedConsumer | None:
+    found: list[str] = []
+    group = spec.group or settings.consumers.group
+    if not group:
+        found.append(f"consumer {spec.name!r} has no group; give group=..., or set 'consumers.group'")
+    hooks: list[FatalError] = [selects for selects in (fatal_error, spec.fatal_error) if selects is not None]
+    if topic is not None and topic.options.fatal_error is not None:
+        hooks.append(topic.options.fatal_error)
+    function = spec.target
+    if inspect.isclass(spec.target):
+        function = _bind_class(spec, hooks, found)
+    handler = None
+    if function is not None:
+        try:
+            handler = handler_spec(function, batch=spec.batch, name=spec.name)
+        except ConfigurationError as error:
+            found += error.problems
+    convert = None
+    if handler is not None:
+        if handler.needs_session and not has_database:
+            found.append(
+                f"consumer {spec.name!r} takes an AsyncSession, but there is no database; "
+                "set 'database.url', or give Deimos(engine=...)"
+            )
+        if topic is not None:
+            try:
+                convert = payload_converter(
+                    handler.payload_type,
+                    backend=codecs.backend_name(topic.options),
+                    where=f"consumer {spec.name!r}, topic {topic.name!r}",
+                )
+            except ConfigurationError as error:
+                found += error.problems
+    problems += found
+    if found or handler is None or topic is None or not group:
+        return None
+    policy = spec.on_error or topic.options.on_error
+    if spec.delivery == "at_most_once" and spec.on_error is None:
+        policy = OnError(attempts=1, backoff=policy.backoff, then=policy.then, wait_on=policy.wait_on)
+    return PlannedConsumer(
+        spec=spec,
+        topic=topic,
+        kafka_group=settings.producers.topic_prefix + group,
+        handler=handler,
+        convert=convert,
+        policy=policy,
+        reraise=topic.options.reraise_errors if spec.reraise_errors is None else spec.reraise_errors,
+        fatal=tuple(hooks),
+        dead_letter_topic=dead_letter_topic(topic.kafka_name, settings.consumers.dead_letter_topic),
+    )
+
+
+def _bind_class(spec: ConsumerSpec, hooks: list[FatalError], found: list[str]) -> Callable[..., Any] | None:
+    cls = spec.target
+    if not issubclass(cls, Consumer):
+        found.append(f"consumer {spec.name!r} is a class; derive it from deimos_async.Consumer")
+        return None
+    wanted, other = ("consume_batch", "consume_message") if spec.batch else ("consume_message", "consume_batch")
+    if not hasattr(cls, wanted):
+        mode = "batch=True" if spec.batch else "message mode (no batch=True)"
+        hint = f"; it has {other}: {'remove' if spec.batch else 'give'} batch=True" if hasattr(cls, other) else ""
+        found.append(f"consumer {spec.name!r} needs the method {wanted} for {mode}{hint}")
+        return None
+    try:
+        instance = cls()
+    except Exception as error:
+        # User code: whatever its constructor raises is a mistake in the declaration.
+        found.append(
+            f"consumer {spec.name!r} cannot be made without arguments ({type(error).__name__}: {error}); "
+            "one instance is made at start, give its constructor no parameters"
+        )
+        return None
+    hooks.append(instance.fatal_error)
+    method: Callable[..., Any] = getattr(instance, wanted)
+    return method
+
+
+def required_topics(plan: Plan, settings: Settings) -> list[RequiredTopic]:
+    """Topics that must exist before the start, dead-letter topics after the topics that they belong to."""
+    required: dict[tuple[str, str], RequiredTopic] = {}
+
+    def kafka(cluster: str) -> Any:
+        return settings.kafka if cluster == "default" else settings.clusters[cluster]
+
+    for topic in plan.topics.values():
+        if not (topic.is_produced or topic.is_consumed):
+            continue
+        options = topic.options
+        cluster = kafka(options.cluster)
+        required[options.cluster, topic.kafka_name] = RequiredTopic(
+            options.cluster,
+            topic.kafka_name,
+            cluster.partitions if options.partitions is UNSET else options.partitions,
+            cluster.replication_factor if options.replication_factor is UNSET else options.replication_factor,
+            options.topic_config,
+        )
+    for consumer in plan.consumers:
+        if consumer.policy.then == "dead_letter":
+            source = required[consumer.topic.options.cluster, consumer.topic.kafka_name]
+            required.setdefault(
+                (source.cluster, consumer.dead_letter_topic),
+                RequiredTopic(
+                    source.cluster,
+                    consumer.dead_letter_topic,
+                    source.partitions,
+                    source.replication_factor,
+                    {},
+                    source=source.name,
+                ),
+            )
+    return list(required.values())

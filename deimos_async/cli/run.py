@@ -1,0 +1,106 @@
+"""`run`: hosts an application in this process, or in several."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import click
+
+from deimos_async.app import Deimos
+from deimos_async.cli.loading import EXIT_FAILURE, configure_logging, load_app, reporting
+from deimos_async.errors import ConfigurationError
+
+__all__ = ["run"]
+
+logger = logging.getLogger("deimos_async")
+
+
+@click.command()
+@click.argument("app", metavar="APP")
+@click.option("--embedded", is_flag=True, help="In-memory broker, in-process registry, a fresh SQLite file.")
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(["consumers", "producers"]),
+    help="Run only these parts. Repeatable. Producers always run, as handlers use them.",
+)
+@click.option("--workers", type=click.IntRange(min=1), default=None, help="Run as N processes, each a group member.")
+@click.option("--loop", type=click.Choice(["auto", "asyncio", "uvloop"]), default="auto", show_default=True)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="Unless the application sets up logging itself.",
+)
+def run(app: str, embedded: bool, only: tuple[str, ...], workers: int | None, loop: str, log_level: str) -> None:
+    """Run APP until SIGTERM or SIGINT, then drain.
+
+    Exit status: 0 after a drained stop; 1 when a consumer stopped for an error or no broker could be reached; 2 for
+    mistakes in the application or its settings.
+    """
+    configure_logging(log_level)
+    with reporting():
+        if workers is not None:
+            if embedded:
+                raise ConfigurationError("--embedded and --workers exclude each other: the broker is in one process")
+            from deimos_async.cli.workers import run_workers  # only for this option
+
+            arguments = [app, *(part for name in only for part in ("--only", name))]
+            sys.exit(run_workers([*arguments, "--loop", loop, "--log-level", log_level], workers))
+        application = load_app(app, {"embedded": True} if embedded else {})
+        sys.exit(run_loop(loop, lambda: serve(application, only or None)))
+
+
+def run_loop(loop: str, main: Callable[[], Awaitable[int]]) -> int:
+    """Run a coroutine in a new event loop; `auto` takes uvloop where it is installed."""
+    factory: Any = None
+    if loop != "asyncio":
+        try:
+            import uvloop  # optional library
+
+            factory = uvloop.new_event_loop
+        except ImportError:
+            if loop == "uvloop":
+                raise ConfigurationError(
+                    "--loop uvloop: it is not installed; pip install 'deimos-async[uvloop]'"
+                ) from None
+
+    async def started() -> int:
+        return await main()
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(started())
+
+
+async def serve(app: Deimos, only: tuple[str, ...] | None) -> int:
+    """Run the application until a signal or a failure; returns the exit status."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    starting = asyncio.create_task(_start_and_wait(app, only, stop), name="deimos run")
+    return await starting
+
+
+async def _start_and_wait(app: Deimos, only: tuple[str, ...] | None, stop: asyncio.Event) -> int:
+    async with app.running(only=only):
+        logger.info("running %s", ", ".join(only) if only else "producers and consumers")
+        failed = asyncio.create_task(app.wait_failed(), name="deimos failure watch")
+        stopped = asyncio.create_task(stop.wait(), name="deimos signal watch")
+        try:
+            await asyncio.wait([failed, stopped], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (failed, stopped):
+                task.cancel()
+            await asyncio.wait([failed, stopped])
+        logger.info("stopping: draining handlers and producers")
+        running = app._started("run")  # its failures are read after the stop, which may add some
+    for name, error in running.supervisor.failures.items():
+        click.echo(f"Error: {name}: {error}", err=True)
+    return EXIT_FAILURE if running.supervisor.failures else 0

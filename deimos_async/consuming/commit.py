@@ -1,0 +1,64 @@
+"""Committing: what has ended, at intervals, before partitions go, and at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from deimos_async.brokers.protocol import BrokerConsumer
+from deimos_async.consuming.lanes import Partition
+from deimos_async.errors import BrokerError, CommitError
+from deimos_async.message import TopicPartition
+
+__all__ = ["Committer"]
+
+logger = logging.getLogger("deimos_async.consuming")
+
+
+class Committer:
+    """Commits the frontiers of partitions. One commit at a time, so that an older one never comes after a newer."""
+
+    def __init__(self, name: str, consumer: BrokerConsumer) -> None:
+        self._name = name
+        self._consumer = consumer
+        self._turn = asyncio.Lock()
+
+    async def commit(self, partitions: Iterable[Partition]) -> bool:
+        """Commit what has ended and was not committed yet.
+
+        Returns:
+            False if it could not be stored. Nothing is lost by that: the next commit stores it, or, where the
+            partitions belong to others by now, they read these messages again.
+        """
+        async with self._turn:
+            moved = {part: position for part in partitions if (position := part.to_commit) is not None}
+            if not moved:
+                return True
+            offsets: dict[TopicPartition, int] = {part.id: position for part, position in moved.items()}
+            try:
+                await self._consumer.commit(offsets)
+            except CommitError as error:
+                if error.lost:
+                    logger.warning("%s: partitions went before their last commit: %s", self._name, error)
+                    for part in moved:
+                        part.closed = True
+                else:
+                    logger.warning("%s: commit failed, tried again later: %s", self._name, error)
+                return False
+            except BrokerError as error:
+                logger.warning("%s: commit failed, tried again later: %s", self._name, error)
+                return False
+            for part, position in moved.items():
+                part.committed = position
+            return True
+
+    async def commit_ahead(self, partition: Partition, position: int) -> bool:
+        """Commit before handling (at most once). False: the records must not be handled."""
+        async with self._turn:
+            try:
+                await self._consumer.commit({partition.id: position})
+            except BrokerError as error:
+                logger.warning("%s: commit ahead failed, records are fetched again: %s", self._name, error)
+                return False
+            return True

@@ -1,0 +1,557 @@
+"""From fetched records to handler calls: lanes, long-lived workers, and what follows an error.
+
+One dispatcher serves one consumer. Records wait in lanes (`lanes`); workers, as many as the consumer's `concurrency`,
+take lanes in turn and handle their records one after another. A lane whose head waits for another attempt is parked
+by a timer and holds up nobody else. Everything here runs in the consumer's own tasks; nothing starts tasks per message.
+
+State of a lane: idle -> queued (has something to do) -> busy (a worker is at it) -> idle, queued again, or parked
+(timer) -> queued. Partitions that are given up are closed: a busy lane ends its head, nothing else begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, NoReturn, Protocol
+
+from deimos_async.consuming import dead_letters
+from deimos_async.consuming.handling import Call
+from deimos_async.consuming.lanes import Doom, Lane, Partition
+from deimos_async.consuming.on_error import (
+    DeadLetter,
+    GiveUp,
+    PassOver,
+    Skip,
+    StopConsumer,
+    TryAgain,
+    Wait,
+    backoff_delay,
+    decide,
+    is_surroundings,
+)
+from deimos_async.errors import DeimosError, HandlerError
+from deimos_async.message import InboundRecord, Message, OutboundRecord, TopicPartition
+from deimos_async.payload_log import payload_view
+from deimos_async.specs import Delivering, Ordering
+from deimos_async.telemetry.protocol import Metrics, Tracing
+from deimos_async.topics import FatalError, OnError, PayloadLog
+
+__all__ = ["Decoding", "Dispatcher", "Work"]
+
+logger = logging.getLogger("deimos_async.consuming")
+message_logger = logging.getLogger("deimos_async.messages")
+
+_YIELD_AFTER = 0.01
+"""Seconds of handlers that never wait, after which other tasks (heartbeats among them) get their turn."""
+
+
+class Decoding(Protocol):
+    """How the bytes of the consumer's topic are read. Plain calls; what they lack is learned first."""
+
+    def payload(self, data: bytes | None) -> Any:
+        """Raises DecodeError, or `UnknownWriter` where the schema must be learned."""
+
+    def key(self, data: bytes | None) -> Any: ...
+
+    unknown: type[Exception]
+    """Raised when the writer's schema was not seen yet."""
+
+    async def learn(self, unknown: Any) -> None:
+        """Fetch it. Raises RegistryUnavailableError; afterwards the same call decodes or raises DecodeError."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What one consumer does, decided at start."""
+
+    name: str
+    group: str
+    """Consumer group, with its prefix."""
+    topic: str
+    """Topic, with its prefix."""
+    batch: bool
+    max_batch: int
+    max_wait: float
+    concurrency: int
+    ordering: Ordering
+    delivery: Delivering
+    max_buffered: int
+    call: Call
+    decoding: Decoding
+    policy: OnError
+    reraise: bool
+    fatal: tuple[FatalError, ...]
+    dead_letter_topic: str
+    publish: Callable[[OutboundRecord], Awaitable[None]]
+    """Sends one dead letter and waits for the acknowledgement."""
+    metrics: Metrics
+    tracing: Tracing
+    payload_log: PayloadLog
+    on_failure: Callable[[BaseException, Sequence[Message[Any]]], None] = field(default=lambda error, messages: None)
+    """Told once when the consumer stops for an error."""
+
+
+class _Parked(Exception):
+    """Leaves the loop over a lane's records: its head waits, or the consumer stops."""
+
+
+class Dispatcher:
+    """Lanes and workers of one consumer."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.partitions: dict[TopicPartition, Partition] = {}
+        self.failure: HandlerError | None = None
+        """Why the consumer stops, once an error was to stop it."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when room was made or the consumer must stop: the fetcher looks at its pauses."""
+        self.last_progress = time.monotonic()
+        self._ready: asyncio.Queue[Lane] = asyncio.Queue()
+        self._stopping = False
+        self._left: asyncio.Future[None] | None = None
+        self._tags = {"topic": work.topic, "consumer_group": work.group, "consumer": work.name}
+
+    # --- what comes in -----------------------------------------------------------------------------------------
+
+    def assign(self, partitions: Iterable[TopicPartition]) -> None:
+        """These are ours from now on."""
+        for partition in partitions:
+            self.partitions[partition] = Partition(partition, self.work.ordering)
+
+    def add(self, partition: Partition, records: Sequence[InboundRecord]) -> None:
+        """Records of an assigned partition, ascending, next after earlier ones."""
+        now = asyncio.get_running_loop().time()
+        for lane in partition.add(records, now):
+            self._offer(lane)
+
+    def _offer(self, lane: Lane) -> None:
+        """Queue the lane for the workers if there is something to do now."""
+        if lane.queued or lane.busy or lane.parked or not lane.records or self._is_closed(lane.partition):
+            return
+        if self.work.batch and not self._is_batch_ready(lane):
+            return
+        if lane.timer is not None:
+            lane.timer.cancel()
+            lane.timer = None
+        lane.queued = True
+        self._ready.put_nowait(lane)
+
+    def _is_batch_ready(self, lane: Lane) -> bool:
+        if (
+            len(lane.records) >= self.work.max_batch
+            or lane.splits
+            or lane.doomed is not None
+            or lane.attempt
+            or lane.waits
+            or lane.partition.draining
+        ):
+            return True
+        loop = asyncio.get_running_loop()
+        due = lane.waiting_since + self.work.max_wait
+        if loop.time() >= due:
+            return True
+        if lane.timer is None:
+            lane.timer = loop.call_at(due, self._wake, lane)
+        return False
+
+    def _park(self, lane: Lane, delay: float) -> NoReturn:
+        """Leave the lane and offer it again after `delay` seconds."""
+        lane.parked = True
+        lane.timer = asyncio.get_running_loop().call_later(delay, self._wake, lane)
+        raise _Parked
+
+    def _wake(self, lane: Lane) -> None:
+        lane.timer = None
+        lane.parked = False
+        self._offer(lane)
+
+    def _is_closed(self, partition: Partition) -> bool:
+        if partition.closed or self.failure is not None:
+            return True
+        return self._stopping and not partition.draining
+
+    # --- workers -----------------------------------------------------------------------------------------------
+
+    async def work_on(self) -> None:
+        """One worker: takes lanes in turn, for ever. Cancelled: the head being handled is not committed."""
+        run = self._run_batches if self.work.batch else self._run_messages
+        while True:
+            lane = await self._ready.get()
+            lane.queued = False
+            partition = lane.partition
+            if self._is_closed(partition):
+                continue
+            lane.busy = True
+            partition.busy += 1
+            try:
+                if lane.doomed is not None:
+                    await self._bury(lane)
+                await run(lane)
+            except _Parked:
+                pass
+            finally:
+                lane.busy = False
+                partition.busy -= 1
+                self.last_progress = time.monotonic()
+                if self._left is not None and not self._left.done():
+                    self._left.set_result(None)
+                self._offer(lane)
+                self.on_change()
+
+    async def _run_messages(self, lane: Lane) -> None:
+        work, partition, records = self.work, lane.partition, lane.records
+        decode_payload, decode_key, unknown_writer = work.decoding.payload, work.decoding.key, work.decoding.unknown
+        call = self._traced_message if work.tracing.enabled else work.call
+        logged = message_logger.isEnabledFor(logging.INFO)
+        clock = time.perf_counter
+        began = slice_began = clock()
+        handled = 0
+        try:
+            for _ in range(len(records)):
+                if self._is_closed(partition):
+                    return
+                record = records[0]
+                try:
+                    message: Message[Any] = Message(record, decode_key(record.key), decode_payload(record.value))
+                except unknown_writer as unknown:
+                    await self._learn(lane, record, unknown)
+                    continue
+                except Exception as error:
+                    await self._failed(lane, (record,), (), error, undecodable=True)
+                    continue
+                try:
+                    await call(message)
+                except asyncio.CancelledError as error:
+                    _raise_if_ours(error)
+                    await self._failed(lane, (record,), (message,), error)
+                    continue
+                except Exception as error:
+                    await self._failed(lane, (record,), (message,), error)
+                    continue
+                partition.finished(lane, record)
+                handled += 1
+                if logged:
+                    self._log_handled((message,))
+                now = clock()
+                if now - slice_began > _YIELD_AFTER:
+                    await asyncio.sleep(0)
+                    slice_began = clock()
+        finally:
+            if handled:
+                self._count_handled(handled, clock() - began)
+
+    async def _run_batches(self, lane: Lane) -> None:
+        work = self.work
+        if self._is_closed(lane.partition) or not lane.records:
+            return
+        batch = list(islice(lane.records, lane.splits[-1] if lane.splits else work.max_batch))
+        messages, undecodable = await self._decode_batch(lane, batch)
+        if not messages:
+            if undecodable is not None:
+                await self._failed(lane, batch[:1], (), undecodable, undecodable=True)
+            return
+        taken = batch[: len(messages)]
+        call = self._traced_batch if work.tracing.enabled else work.call
+        began = time.perf_counter()
+        try:
+            await call(messages)
+        except asyncio.CancelledError as error:
+            _raise_if_ours(error)
+            await self._failed(lane, taken, messages, error)
+            return
+        except Exception as error:
+            await self._failed(lane, taken, messages, error)
+            return
+        self._count_handled(len(messages), time.perf_counter() - began)
+        if message_logger.isEnabledFor(logging.INFO):
+            self._log_handled(messages)
+        self._finished(lane, taken)
+
+    async def _decode_batch(
+        self, lane: Lane, batch: Sequence[InboundRecord]
+    ) -> tuple[list[Message[Any]], Exception | None]:
+        """Messages up to the first record that cannot be decoded, and why it cannot."""
+        decoding = self.work.decoding
+        decode_payload, decode_key = decoding.payload, decoding.key
+        messages: list[Message[Any]] = []
+        while len(messages) < len(batch):
+            try:
+                for record in islice(batch, len(messages), None):
+                    # append, not a comprehension: what came before a bad record is kept
+                    messages.append(  # noqa: PERF401
+                        Message(record, decode_key(record.key), decode_payload(record.value))
+                    )
+            except decoding.unknown as unknown:
+                if messages:
+                    break
+                await self._learn(lane, batch[0], unknown)
+            except Exception as error:
+                return messages, error
+        return messages, None
+
+    def _finished(self, lane: Lane, records: Sequence[InboundRecord]) -> None:
+        """These records at the lane's head have ended, one way or another."""
+        for record in records:
+            lane.partition.finished(lane, record)
+        if self.work.batch:
+            lane.waiting_since = asyncio.get_running_loop().time()
+            if lane.splits:
+                lane.splits[-1] -= len(records)
+                if lane.splits[-1] <= 0:
+                    lane.splits.pop()
+
+    # --- what follows an error ---------------------------------------------------------------------------------
+
+    async def _learn(self, lane: Lane, record: InboundRecord, unknown: Any) -> None:
+        try:
+            await self.work.decoding.learn(unknown)
+        except DeimosError as error:
+            await self._failed(lane, (record,), (), error, undecodable=not error.retriable)
+
+    async def _failed(
+        self,
+        lane: Lane,
+        records: Sequence[InboundRecord],
+        messages: Sequence[Message[Any]],
+        error: BaseException,
+        *,
+        undecodable: bool = False,
+    ) -> None:
+        """Do what the policy says with records at the lane's head.
+
+        Returns when they have ended or were cut into parts; raises `_Parked` when the lane must be left.
+        """
+        work = self.work
+        attempt = lane.attempt + 1
+        if lane.splits:
+            # A part of a batch that has had its attempts gets one more to show whether the bad record is in it.
+            attempt = max(attempt, work.policy.attempts)
+        first = records[0]
+        surroundings = is_surroundings(error)
+        decision = decide(
+            error,
+            attempt=attempt,
+            waits=lane.waits,
+            policy=work.policy,
+            fatal=self._is_fatal(error, messages or [Message(first, None, None)], surroundings=surroundings),
+            surroundings=surroundings,
+            undecodable=undecodable,
+            random=random.random,
+        )
+        where = _place(first)
+        described = f"{type(error).__name__}: {error}"
+        match decision:
+            case Wait(delay):
+                lane.waits += 1
+                logger.warning("%s: %s waits %.2f s for its surroundings: %s", work.name, where, delay, described)
+                work.metrics.increment("deimos.consumer.waits", tags=self._tags)
+                self._park(lane, delay)
+            case TryAgain(delay):
+                lane.attempt, lane.waits = attempt, 0
+                logger.warning(
+                    "%s: %s failed in attempt %d of %d, next in %.2f s: %s",
+                    work.name, where, attempt, work.policy.attempts, delay, described,
+                    exc_info=error if logger.isEnabledFor(logging.DEBUG) else None,
+                )  # fmt: skip
+                work.metrics.increment("deimos.consumer.retries", tags=self._tags)
+                self._park(lane, delay)
+            case StopConsumer():
+                self._stop_for(first, messages, error, attempt)
+                raise _Parked
+            case GiveUp() | PassOver() if len(records) > 1 and not isinstance(error, (Skip, DeadLetter)):
+                self._halve(lane, len(records))
+                logger.warning(
+                    "%s: %s and %d more failed (%s); tried in halves to find the bad ones",
+                    work.name, where, len(records) - 1, described,
+                )  # fmt: skip
+            case PassOver():
+                logger.warning("%s: %s skipped: %s", work.name, where, described)
+                work.metrics.increment("deimos.consumer.skipped", by=len(records), tags=self._tags)
+                self._finished(lane, records)
+            case GiveUp():
+                lane.doomed = Doom(len(records), error, 0 if undecodable else attempt)
+                await self._bury(lane)
+
+    @staticmethod
+    def _halve(lane: Lane, count: int) -> None:
+        if lane.splits:
+            lane.splits[-1] -= count
+            if lane.splits[-1] <= 0:
+                lane.splits.pop()
+        lane.splits += [count - count // 2, count // 2]
+        lane.attempt = lane.waits = 0
+
+    def _is_fatal(self, error: BaseException, messages: Sequence[Message[Any]], *, surroundings: bool) -> bool:
+        if isinstance(error, (Skip, DeadLetter)):
+            return False
+        if self.work.reraise and not surroundings:
+            return True
+        for selects in self.work.fatal:
+            try:
+                if selects(error, list(messages)):
+                    return True
+            except Exception:
+                # A broken callable must not decide silently: stopping loses nothing.
+                logger.exception("%s: fatal_error itself failed; the consumer stops", self.work.name)
+                return True
+        return False
+
+    def _stop_for(
+        self, first: InboundRecord, messages: Sequence[Message[Any]], error: BaseException, attempt: int
+    ) -> None:
+        where = _place(first)
+        logger.error("%s: stops at %s: %s: %s", self.work.name, where, type(error).__name__, error)
+        failure = HandlerError(
+            f"consumer {self.work.name!r} stopped at {where} in attempt {attempt}: {type(error).__name__}: {error}",
+            topic=first.topic,
+            partition=first.partition,
+            offset=first.offset,
+            attempt=attempt,
+        )
+        failure.__cause__ = error
+        if self.failure is None:
+            self.failure = failure
+            self.work.on_failure(error, messages)
+        self._stopping = True
+        self.on_change()
+
+    async def _bury(self, lane: Lane) -> None:
+        """Send what is doomed to the dead-letter topic; while the brokers are away the lane is parked."""
+        work = self.work
+        assert lane.doomed is not None
+        error, attempts = lane.doomed.error, lane.doomed.attempts
+        while lane.doomed is not None:
+            record = lane.records[0]
+            letter = dead_letters.build(
+                record, error, topic=work.dead_letter_topic, group=work.group, attempts=attempts, now=datetime.now(UTC)
+            )
+            try:
+                await work.publish(letter)
+            except DeimosError as failed:
+                if not failed.retriable:
+                    self._stop_for(record, (), failed, attempts)
+                    raise _Parked from failed
+                lane.waits += 1
+                delay = backoff_delay(work.policy.backoff, lane.waits, random.random())  # noqa: S311  # jitter, no secret
+                logger.warning(
+                    "%s: dead letter to %s waits %.2f s: %s", work.name, work.dead_letter_topic, delay, failed
+                )
+                self._park(lane, delay)
+            logger.error(
+                "%s: %s sent to %s: %s: %s",
+                work.name, _place(record), work.dead_letter_topic, type(error).__name__, error,
+            )  # fmt: skip
+            work.metrics.increment("deimos.consumer.dead_lettered", tags=self._tags)
+            left = lane.doomed.count - 1
+            lane.doomed = Doom(left, error, attempts) if left else None
+            self._finished(lane, (record,))
+
+    # --- giving up partitions, stopping ------------------------------------------------------------------------
+
+    def request_stop(self) -> None:
+        """Begin nothing new. At-most-once consumers first handle what they have committed already."""
+        if self.work.delivery == "at_most_once":
+            for partition in self.partitions.values():
+                self._drain_all(partition)
+        self._stopping = True
+
+    def close(self, partitions: Iterable[TopicPartition]) -> list[Partition]:
+        """Begin nothing new of these partitions; returns those that were ours."""
+        given_up = [self.partitions[partition] for partition in partitions if partition in self.partitions]
+        for partition in given_up:
+            if self.work.delivery == "at_most_once":
+                self._drain_all(partition)
+            else:
+                partition.closed = True
+        return given_up
+
+    def _drain_all(self, partition: Partition) -> None:
+        partition.draining = True
+        for lane in partition.lanes():
+            self._offer(lane)
+
+    async def ended(self, partitions: Iterable[Partition], timeout: float) -> bool:
+        """Wait until nothing of these partitions is being handled; False if the time ran out."""
+        waiting = list(partitions)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while any(part.busy or (part.draining and part.buffered and not self.failure) for part in waiting):
+            remaining = deadline - loop.time()
+            if remaining <= 0:
+                return False
+            if self._left is None or self._left.done():
+                self._left = loop.create_future()
+            await asyncio.wait([self._left], timeout=remaining)
+        return True
+
+    def forget(self, partitions: Iterable[TopicPartition]) -> None:
+        """They are not ours any more; what of them was not begun is dropped."""
+        for partition in partitions:
+            found = self.partitions.pop(partition, None)
+            if found is not None:
+                found.closed = True
+
+    # --- telling -----------------------------------------------------------------------------------------------
+
+    async def _traced_message(self, message: Message[Any]) -> None:
+        work = self.work
+        with work.tracing.consume_span(
+            work.name,
+            topic=message.topic,
+            group=work.group,
+            partition=message.partition,
+            headers=(list(message.headers),),
+            attributes={"messaging.kafka.offset": message.offset},
+        ) as span:
+            try:
+                await work.call(message)
+            except Exception as error:
+                span.set_error(error)
+                raise
+
+    async def _traced_batch(self, messages: list[Message[Any]]) -> None:
+        work = self.work
+        first = messages[0]
+        with work.tracing.consume_span(
+            work.name,
+            topic=first.topic,
+            group=work.group,
+            partition=first.partition,
+            headers=[list(message.headers) for message in messages],
+            attributes={"messaging.batch.message_count": len(messages)},
+        ) as span:
+            try:
+                await work.call(messages)
+            except Exception as error:
+                span.set_error(error)
+                raise
+
+    def _count_handled(self, count: int, seconds: float) -> None:
+        metrics = self.work.metrics
+        metrics.increment("deimos.consumer.handled", by=count, tags=self._tags)
+        metrics.histogram("deimos.consumer.handle_time", seconds / count, tags=self._tags)
+
+    def _log_handled(self, messages: Sequence[Message[Any]]) -> None:
+        first, last = messages[0], messages[-1]
+        message_logger.info(
+            "handled %s[%d]@%d..%d by %s: %s",
+            first.topic, first.partition, first.offset, last.offset, self.work.name,
+            payload_view(messages, self.work.payload_log),
+        )  # fmt: skip
+
+
+def _place(record: InboundRecord) -> str:
+    return f"{record.topic}[{record.partition}]@{record.offset}"
+
+
+def _raise_if_ours(error: asyncio.CancelledError) -> None:
+    """A cancellation of the worker goes on; one that the handler's own work raised is the handler's error."""
+    task = asyncio.current_task()
+    if task is None or task.cancelling():
+        raise error

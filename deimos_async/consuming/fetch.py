@@ -1,0 +1,78 @@
+"""The poll loop: asks the broker on and on, also while handlers work or everything is paused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from deimos_async.brokers.protocol import BrokerConsumer
+from deimos_async.consuming.commit import Committer
+from deimos_async.consuming.dispatch import Dispatcher
+from deimos_async.consuming.lanes import Partition
+from deimos_async.message import InboundRecord
+
+__all__ = ["Fetcher"]
+
+_POLL_TIMEOUT = 0.5
+"""Seconds that one fetch waits for records. A stop wakes it."""
+
+
+class Fetcher:
+    """Moves records from the broker's consumer into the dispatcher, pausing partitions that are full."""
+
+    def __init__(
+        self, consumer: BrokerConsumer, dispatcher: Dispatcher, committer: Committer, *, max_records: int
+    ) -> None:
+        self._consumer = consumer
+        self._dispatcher = dispatcher
+        self._committer = committer
+        self._max_records = max_records
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Fetch no more; a fetch that waits ends soon."""
+        self._stopped = True
+        self._consumer.wake()
+
+    async def run(self) -> None:
+        """Until `stop`, or until the dispatcher failed. Raises what the broker's consumer raises."""
+        consumer, dispatcher = self._consumer, self._dispatcher
+        while not self._stopped and dispatcher.failure is None:
+            fetched = await consumer.fetch(self._max_records, _POLL_TIMEOUT)
+            if self._stopped:
+                return  # not handled, not committed: the next member reads them
+            for id, records in fetched:
+                partition = dispatcher.partitions.get(id)
+                if partition is None or not records:
+                    continue
+                if dispatcher.work.delivery == "at_most_once" and not await self._commit_ahead(partition, records):
+                    continue
+                dispatcher.add(partition, records)
+            self.adjust_pauses()
+
+    async def _commit_ahead(self, partition: Partition, records: Sequence[InboundRecord]) -> bool:
+        if not await self._committer.commit_ahead(partition, records[-1].offset + 1):
+            if self._dispatcher.partitions.get(partition.id) is partition:
+                self._consumer.seek(partition.id, records[0].offset)
+            return False
+        return self._dispatcher.partitions.get(partition.id) is partition
+
+    def adjust_pauses(self) -> None:
+        """Pause partitions of which too much is in hand, resume those with room again."""
+        partitions = self._dispatcher.partitions
+        if not partitions:
+            return
+        work = self._dispatcher.work
+        most = max(work.max_buffered // len(partitions), work.max_batch if work.batch else 1, 1)
+        full, roomy = [], []
+        for id, partition in partitions.items():
+            if partition.paused:
+                if partition.buffered * 2 <= most:
+                    partition.paused = False
+                    roomy.append(id)
+            elif partition.buffered >= most:
+                partition.paused = True
+                full.append(id)
+        if full:
+            self._consumer.pause(full)
+        if roomy:
+            self._consumer.resume(roomy)

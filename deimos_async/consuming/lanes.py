@@ -1,0 +1,166 @@
+"""Which records must be handled one after another.
+
+A lane is a queue of records of one partition that keep their order; different lanes run side by side. What decides
+the lane is the consumer's `ordering`: one lane for the partition, one for each key, or one for each record. Records
+without a key have no order among each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from deimos_async.consuming.offsets import OffsetFrontier
+from deimos_async.message import InboundRecord, TopicPartition
+from deimos_async.specs import Ordering
+
+__all__ = ["Doom", "Lane", "Partition"]
+
+
+@dataclass(frozen=True, slots=True)
+class Doom:
+    """So many records at a lane's head are dead letters."""
+
+    count: int
+    error: BaseException
+    attempts: int
+
+
+class Lane:
+    """A queue of records that are handled in order. Only its head is ever being handled.
+
+    Attributes:
+        records: What waits, the head included while it is being handled.
+        attempt: Attempts that the head has had and failed.
+        busy: A worker is at it.
+        queued: It waits for a worker.
+        parked: Its head waits for its next attempt; the lane is not offered to workers.
+        timer: Wakes it: a parked lane, or an incomplete batch that is due.
+        waits: How often its head has waited for the surroundings in a row.
+        splits: Sizes of the parts, the next one last, into which a batch was cut to find its bad records.
+        doomed: What at its head goes to the dead-letter topic, with the error and the number of attempts.
+        waiting_since: Loop time at which its oldest record came, for batches.
+    """
+
+    __slots__ = (
+        "attempt",
+        "busy",
+        "doomed",
+        "key",
+        "parked",
+        "partition",
+        "queued",
+        "records",
+        "splits",
+        "timer",
+        "waiting_since",
+        "waits",
+    )
+
+    def __init__(self, partition: Partition, key: bytes | None = None) -> None:
+        self.partition = partition
+        self.key = key
+        self.records: deque[InboundRecord] = deque()
+        self.attempt = 0
+        self.busy = False
+        self.queued = False
+        self.parked = False
+        self.timer: asyncio.TimerHandle | None = None
+        self.waits = 0
+        self.splits: list[int] = []
+        self.doomed: Doom | None = None
+        self.waiting_since = 0.0
+
+
+class Partition:
+    """One assigned partition: its lanes, its frontier, and how much of it is in our hands.
+
+    Attributes:
+        closed: It is being given up: heads that run may end, nothing else begins.
+        draining: It is being given up, but everything in hand is handled first.
+        buffered: Records in hand whose handling has not ended.
+        busy: Lanes at which a worker is.
+        paused: Fetching is paused for backpressure.
+        committed: Last position that was committed, or None.
+        first: Offset of the first record that came in this assignment, or None.
+    """
+
+    __slots__ = (
+        "_by_key",
+        "_ordering",
+        "_single",
+        "buffered",
+        "busy",
+        "closed",
+        "committed",
+        "draining",
+        "first",
+        "frontier",
+        "id",
+        "paused",
+    )
+
+    def __init__(self, id: TopicPartition, ordering: Ordering) -> None:
+        self.id = id
+        self.frontier = OffsetFrontier()
+        self.buffered = 0
+        self.busy = 0
+        self.closed = False
+        self.draining = False
+        self.paused = False
+        self.committed: int | None = None
+        self.first: int | None = None
+        self._ordering = ordering
+        self._single = Lane(self) if ordering == "partition" else None
+        self._by_key: dict[bytes, Lane] = {}
+
+    def add(self, records: Sequence[InboundRecord], now: float) -> Sequence[Lane]:
+        """Put records (ascending, next after earlier ones) into their lanes.
+
+        Returns:
+            Lanes that were touched, each once.
+        """
+        self.frontier.started([record.offset for record in records])
+        self.buffered += len(records)
+        if self.first is None:
+            self.first = records[0].offset
+        single = self._single
+        if single is not None:
+            if not single.records:
+                single.waiting_since = now
+            single.records.extend(records)
+            return (single,)
+        touched: dict[int, Lane] = {}
+        by_key = self._by_key if self._ordering == "key" else None
+        for record in records:
+            key = record.key
+            if by_key is None or key is None:
+                lane = Lane(self)
+            else:
+                found = by_key.get(key)
+                lane = found if found is not None else by_key.setdefault(key, Lane(self, key))
+            lane.records.append(record)
+            touched[id(lane)] = lane
+        return tuple(touched.values())
+
+    def finished(self, lane: Lane, record: InboundRecord) -> None:
+        """The lane's head has ended, one way or another."""
+        lane.records.popleft()
+        lane.attempt = 0
+        lane.waits = 0
+        self.buffered -= 1
+        self.frontier.finished(record.offset)
+        if not lane.records and lane.key is not None:
+            self._by_key.pop(lane.key, None)
+
+    def lanes(self) -> Iterable[Lane]:
+        """Lanes that may hold records, but for those of single records, which wait for a worker or a timer."""
+        return (self._single,) if self._single is not None else tuple(self._by_key.values())
+
+    @property
+    def to_commit(self) -> int | None:
+        """Position to commit now, or None if nothing new has ended."""
+        position = self.frontier.position
+        return None if position is None or position == self.committed else position

@@ -1,0 +1,229 @@
+"""One consumer as a service: connects the fetcher, the dispatcher and the committer, and answers rebalances.
+
+A stop follows the data: fetch no more, let running handlers end (up to the shutdown timeout, then they are cancelled
+and their messages are not committed), commit, leave the group. A partition that goes to another member is drained and
+committed in the same way before it is given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from deimos_async.brokers.protocol import Broker, BrokerConsumer, ConsumerOptions
+from deimos_async.consuming.commit import Committer
+from deimos_async.consuming.dispatch import Dispatcher, Work
+from deimos_async.consuming.fetch import Fetcher
+from deimos_async.message import TopicPartition
+
+__all__ = ["ConsumerRunner", "RunnerOptions", "RunnerStatus"]
+
+logger = logging.getLogger("deimos_async.consuming")
+
+_LAG_INTERVAL = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerOptions:
+    """Durations in seconds."""
+
+    max_records: int = 500
+    commit_interval: float = 1.0
+    shutdown_timeout: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerStatus:
+    """What a consumer is doing now."""
+
+    name: str
+    group: str
+    topic: str
+    assigned: frozenset[TopicPartition]
+    in_flight: int
+    """Records fetched whose handling has not ended."""
+    lag: int
+    """Messages behind the known ends of the assigned partitions."""
+    failed: bool
+
+
+class ConsumerRunner:
+    """Runs one consumer until it is told to stop. A service; also the rebalance listener of its broker consumer."""
+
+    def __init__(self, broker: Broker, options: ConsumerOptions, work: Work, runner: RunnerOptions) -> None:
+        self.name = f"consumer {work.name} {work.topic}"
+        self._options = runner
+        self._consumer: BrokerConsumer = broker.consumer(options, self)
+        self._dispatcher = Dispatcher(work)
+        self._committer = Committer(work.name, self._consumer)
+        self._fetcher = Fetcher(self._consumer, self._dispatcher, self._committer, max_records=runner.max_records)
+        self._dispatcher.on_change = self._changed
+        self._stop = asyncio.Event()
+        self._workers: set[asyncio.Task[None]] = set()
+        self._tasks: asyncio.TaskGroup | None = None
+        self.started = False
+
+    # --- service -----------------------------------------------------------------------------------------------
+
+    def request_stop(self) -> None:
+        """Soft, any number of times, before or after `run`."""
+        self._stop.set()
+        self._fetcher.stop()
+        self._dispatcher.request_stop()
+
+    async def run(self, started: asyncio.Event) -> None:
+        """Join, read and handle until stopped.
+
+        Raises:
+            HandlerError: An error stopped the consumer; its message is not committed.
+            BrokerError: The member cannot go on.
+        """
+        error: Exception | None = None
+        try:
+            await self._consumer.start()
+            self.started = True
+            started.set()
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                for _ in range(self._dispatcher.work.concurrency):
+                    self._spawn_worker()
+                committing = tasks.create_task(self._commit_regularly(), name=f"{self.name} commits")
+                try:
+                    await self._fetcher.run()
+                except Exception as failed:
+                    # Raised below, after what has ended was committed.
+                    error = failed
+                await self._drain()
+                await committing
+            await self._committer.commit(list(self._dispatcher.partitions.values()))
+        finally:
+            self._tasks = None
+            await self._consumer.stop()
+        if error is not None:
+            raise error
+        if self._dispatcher.failure is not None:
+            raise self._dispatcher.failure
+
+    async def _drain(self) -> None:
+        """Let running handlers end, then take the workers away."""
+        self.request_stop()
+        partitions = list(self._dispatcher.partitions.values())
+        if not await self._dispatcher.ended(partitions, self._options.shutdown_timeout):
+            logger.warning(
+                "%s: handlers did not end within %.1f s and were cancelled; their messages are read again",
+                self.name, self._options.shutdown_timeout,
+            )  # fmt: skip
+        for worker in self._workers:
+            worker.cancel()
+
+    def _spawn_worker(self) -> None:
+        assert self._tasks is not None
+        task = self._tasks.create_task(self._dispatcher.work_on(), name=f"{self.name} worker")
+        self._workers.add(task)
+        task.add_done_callback(self._workers.discard)
+
+    async def _commit_regularly(self) -> None:
+        next_lag = 0.0
+        while not self._stop.is_set():
+            try:
+                async with asyncio.timeout(self._options.commit_interval):
+                    await self._stop.wait()
+            except TimeoutError:
+                pass
+            await self._committer.commit(list(self._dispatcher.partitions.values()))
+            now = time.monotonic()
+            if now >= next_lag:
+                next_lag = now + _LAG_INTERVAL
+                self._tell_lag()
+
+    def _changed(self) -> None:
+        if self._dispatcher.failure is not None:
+            self._fetcher.stop()
+        else:
+            self._fetcher.adjust_pauses()
+
+    # --- rebalances --------------------------------------------------------------------------------------------
+
+    async def on_assigned(self, partitions: frozenset[TopicPartition]) -> None:
+        """New partitions begin with nothing in hand."""
+        self._dispatcher.assign(partitions)
+        if partitions:
+            logger.info("%s: assigned %s", self.name, _names(partitions))
+        self._dispatcher.work.metrics.increment("deimos.consumer.rebalances", tags={"consumer": self.name})
+
+    async def on_revoked(self, partitions: frozenset[TopicPartition]) -> None:
+        """Drain and commit before they go."""
+        await self._give_up(partitions, commit=True)
+
+    async def on_lost(self, partitions: frozenset[TopicPartition]) -> None:
+        """They are somebody else's already: end what runs, commit nothing."""
+        await self._give_up(partitions, commit=False)
+
+    async def _give_up(self, partitions: frozenset[TopicPartition], *, commit: bool) -> None:
+        given_up = self._dispatcher.close(partitions)
+        if not given_up:
+            return
+        logger.info("%s: giving up %s", self.name, _names(partitions))
+        try:
+            if not await self._dispatcher.ended(given_up, self._options.shutdown_timeout):
+                logger.warning(
+                    "%s: handlers did not end within %.1f s of a rebalance and are cancelled; "
+                    "the next member reads their messages again",
+                    self.name, self._options.shutdown_timeout,
+                )  # fmt: skip
+                self._replace_workers()
+            if commit:
+                await self._committer.commit(given_up)
+        finally:
+            self._dispatcher.forget(partitions)
+
+    def _replace_workers(self) -> None:
+        """Cancel the workers with what they do; new ones take over. Other partitions' heads are tried again."""
+        for worker in list(self._workers):
+            worker.cancel()
+        if self._tasks is not None and not self._stop.is_set():
+            for _ in range(self._dispatcher.work.concurrency):
+                self._spawn_worker()
+
+    # --- telling -----------------------------------------------------------------------------------------------
+
+    def lag(self) -> dict[TopicPartition, int]:
+        """Messages behind the known end, for each assigned partition whose end is known."""
+        ends = self._consumer.positions_end()
+        lags = {}
+        for id, partition in self._dispatcher.partitions.items():
+            position = partition.frontier.position
+            if position is None:
+                position = partition.first
+            if id in ends and position is not None:
+                lags[id] = max(0, ends[id] - position)
+        return lags
+
+    def status(self) -> RunnerStatus:
+        """What it is doing now."""
+        work = self._dispatcher.work
+        return RunnerStatus(
+            name=work.name,
+            group=work.group,
+            topic=work.topic,
+            assigned=frozenset(self._dispatcher.partitions),
+            in_flight=sum(partition.buffered for partition in self._dispatcher.partitions.values()),
+            lag=sum(self.lag().values()),
+            failed=self._dispatcher.failure is not None,
+        )
+
+    def _tell_lag(self) -> None:
+        work = self._dispatcher.work
+        for id, lag in self.lag().items():
+            work.metrics.gauge(
+                "consumer.lags",
+                lag,
+                tags={"topic": id.topic, "partition": str(id.partition), "consumer_group": work.group},
+            )
+
+
+def _names(partitions: Iterable[TopicPartition]) -> str:
+    return ", ".join(f"{partition.topic}[{partition.partition}]" for partition in sorted(partitions))

@@ -1,0 +1,68 @@
+"""The application's engine: from `database.url`, or the user's own."""
+
+from __future__ import annotations
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from deimos_async.errors import ConfigurationError
+
+__all__ = ["Database"]
+
+
+class Database:
+    """An engine and sessions on it.
+
+    `close()` disposes of the pool in the loop that used it; an engine of the user's stays usable.
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.engine = engine
+
+    @classmethod
+    def from_url(cls, url: str) -> Database:
+        """An engine of our own. Errors of statements do not show their parameters.
+
+        Raises:
+            ConfigurationError: The URL cannot be read, has no async driver, or its driver is not installed. The text
+                does not hold the URL.
+        """
+        where = "setting 'database.url' (variable DEIMOS_DATABASE__URL)"
+        try:
+            parsed = make_url(url)
+            dialect = parsed.get_dialect()
+        except ArgumentError:
+            raise ConfigurationError(
+                f"{where} is not a SQLAlchemy URL; write it as e.g. postgresql+asyncpg://user:password@host/database"
+            ) from None
+        except NoSuchModuleError:
+            raise ConfigurationError(f"{where}: SQLAlchemy knows no dialect of that name") from None
+        extras = {"asyncpg": "postgres", "aiomysql": "mysql", "asyncmy": "mysql"}
+        if not getattr(dialect, "is_async", False):
+            raise ConfigurationError(
+                f"{where} names the driver {parsed.drivername!r}, which is not async; "
+                "use postgresql+asyncpg, mysql+aiomysql or sqlite+aiosqlite"
+            )
+        options: dict[str, object] = {"hide_parameters": True}
+        if parsed.get_backend_name() == "sqlite":
+            if parsed.database and parsed.database != ":memory:":
+                options["poolclass"] = NullPool
+        else:
+            options["pool_pre_ping"] = True
+        try:
+            return cls(create_async_engine(parsed, **options))
+        except ModuleNotFoundError as error:
+            driver = parsed.get_driver_name()
+            extra = extras.get(driver)
+            what = f"pip install 'deimos-async[{extra}]'" if extra else f"pip install {driver}"
+            raise ConfigurationError(f"{where} needs the driver {driver!r}, which is not installed: {what}") from error
+
+    def session(self) -> AsyncSession:
+        """A new session; what it loaded stays readable after the commit."""
+        return AsyncSession(self.engine, expire_on_commit=False)
+
+    async def close(self) -> None:
+        """Dispose of the pool."""
+        await self.engine.dispose()

@@ -1,0 +1,246 @@
+"""`Producer`: what users call, and subclass for a partition key of their own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from deimos_async.errors import ConfigurationError, EncodeError
+from deimos_async.message import Delivery, HeadersInput
+from deimos_async.producing import pipeline
+from deimos_async.producing.outlet import Outgoing, Outlets, ProducerBackend, TopicOutlet, is_disabled
+from deimos_async.topics import Topic
+
+if TYPE_CHECKING:  # start-up time: SQLAlchemy is loaded only where it is used
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+__all__ = ["Producer"]
+
+_MESSAGE_FIELDS = frozenset({"payload", "key", "partition_key", "headers", "topic", "timestamp"})
+
+
+class Producer:
+    """Sends messages to a topic. Made by `app.producer(topic)`, or from a subclass: `app.producer(topic, MyProducer)`.
+
+    Producers may be used from any number of tasks of the loop in which the application runs.
+    """
+
+    topic: Topic
+    """The topic that messages go to when a call names none."""
+    _backend: str | None = None
+    _outlets: Callable[[], Outlets] | None = None
+
+    def partition_key(self, payload: Any) -> str | bytes | None:
+        """Override to choose the partition by something else than the key. Sees the payload as it was given."""
+        return None
+
+    async def produce(
+        self,
+        payload: Any,
+        key: Any = None,
+        *,
+        partition_key: str | bytes | None = None,
+        headers: HeadersInput | None = None,
+        topic: Topic | str | None = None,
+        timestamp: datetime | None = None,
+        session: AsyncSession | None = None,
+        backend: str | None = None,
+    ) -> Delivery | None:
+        """Send one message.
+
+        Args:
+            payload: What the topic's schema describes; None, `{}` or only `payload_key` is a tombstone.
+            key: Else `payload_key` inside a dict payload, else the field of `Key.field`. 0 and "" are keys.
+            partition_key: Chooses the partition instead of the key.
+            headers: A mapping or `(name, value)` pairs; values `str`, `bytes` or None.
+            topic: Another declared topic.
+            timestamp: Aware; default the time of sending.
+            session: The message leaves when this session's transaction commits, and never when it rolls back. Default:
+                the innermost `app.transaction()`, or the session of the running handler.
+            backend: `"kafka"`, `"kafka_async"` or `"test"` for this call.
+
+        Returns:
+            With the backend `kafka`, outside of a transaction, where the message lies; else None.
+
+        Raises:
+            EncodeError: Payload or key does not fit; every field that is wrong is named.
+            DeliveryError: Not acknowledged; `unknown` after a time-out.
+            ConfigurationError: The topic is not declared, or the router not included.
+            NotRunningError: The application does not run.
+        """
+        message = {
+            "payload": payload,
+            "key": key,
+            "partition_key": partition_key,
+            "headers": headers,
+            "topic": topic,
+            "timestamp": timestamp,
+        }
+        deliveries = await self._produce([message], session, backend)
+        return deliveries[0] if deliveries else None
+
+    async def produce_many(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        session: AsyncSession | None = None,
+        backend: str | None = None,
+    ) -> list[Delivery] | None:
+        """Send messages in order, encoded all before the first is sent: one that does not fit sends none.
+
+        Args:
+            messages: Each with `payload`, and where wanted `key`, `partition_key`, `headers`, `topic`, `timestamp`.
+
+        Returns, raises: as `produce`, for the list; `DeliveryError.indexes` are positions in it.
+        """
+        if isinstance(messages, (str, bytes, Mapping)):
+            raise TypeError("produce_many takes a list of mappings, each with 'payload'")
+        messages = list(messages)
+        for index, message in enumerate(messages):
+            if not isinstance(message, Mapping):
+                raise TypeError(f"message {index}: a mapping with 'payload', not {type(message).__name__}")
+            unknown = set(message) - _MESSAGE_FIELDS
+            if unknown or "payload" not in message:
+                what = f"unknown {sorted(map(str, unknown))}" if unknown else "'payload' is missing"
+                raise TypeError(f"message {index}: {what}; the fields are {', '.join(sorted(_MESSAGE_FIELDS))}")
+        return await self._produce(messages, session, backend)
+
+    async def delete(
+        self,
+        key: Any,
+        *,
+        partition_key: str | bytes | None = None,
+        headers: HeadersInput | None = None,
+        topic: Topic | str | None = None,
+        timestamp: datetime | None = None,
+        session: AsyncSession | None = None,
+        backend: str | None = None,
+    ) -> Delivery | None:
+        """Send a tombstone: key and no payload. Arguments, result and errors as `produce`."""
+        return await self.produce(
+            None,
+            key,
+            partition_key=partition_key,
+            headers=headers,
+            topic=topic,
+            timestamp=timestamp,
+            session=session,
+            backend=backend,
+        )
+
+    def _bind(self, topic: Topic, backend: str | None) -> None:
+        self.topic = topic
+        self._backend = backend
+
+    async def _produce(
+        self, messages: Sequence[Mapping[str, Any]], session: AsyncSession | None, backend_name: str | None
+    ) -> list[Delivery] | None:
+        if self._outlets is None:
+            raise ConfigurationError(
+                f"producer of topic {getattr(self, 'topic', None)!r} belongs to no application yet; "
+                "include its router with app.include(router), or make it with app.producer(...)"
+            )
+        outlets = self._outlets()
+        if outlets.disabled or is_disabled(outlets.owner, self):
+            return None
+        backend = outlets.backend(backend_name or self._backend or outlets.default_backend)
+        session = session if session is not None else _surrounding_session(outlets.owner)
+        tracing = outlets.tracing
+        span = tracing.produce_span(self.topic.name, count=len(messages)) if tracing.enabled else nullcontext()
+        with span:
+            trace = tracing.inject() if tracing.enabled else []
+            outgoing = [await self._prepare(message, outlets, trace) for message in messages]
+            if session is None:
+                return await deliver(backend, outlets, outgoing)
+        from deimos_async.database.transactions import depart_with  # start-up time: a session exists, so it is loaded
+
+        depart_with(session, departure(backend, outlets), outgoing)
+        return None
+
+    async def _prepare(self, message: Mapping[str, Any], outlets: Outlets, trace: list[tuple[str, bytes]]) -> Outgoing:
+        outlet: TopicOutlet = outlets.topic(message.get("topic") or self.topic)
+        if not outlet.codec.prepared:
+            await outlet.codec.prepare()
+        payload = message["payload"]
+        partition_key = message.get("partition_key")
+        if partition_key is None:
+            partition_key = self.partition_key(payload)
+        name = type(self).__name__
+        events = outlets.events
+        try:
+            outgoing = pipeline.prepare(
+                outlet,
+                name,
+                payload,
+                key=message.get("key"),
+                partition_key=partition_key,
+                headers=message.get("headers"),
+                timestamp=message.get("timestamp"),
+                trace=trace,
+                now=datetime.now(UTC),
+            )
+        except EncodeError as error:
+            if events.wants("deimos.encode_message"):
+                about = {"producer": name, "topic": outlet.name, "payload": payload}
+                events.emit("deimos.encode_message", about, error=error)
+            raise
+        if events.wants("deimos.encode_message"):
+            about = {
+                "producer": name,
+                "topic": outlet.name,
+                "payload": outgoing.payload,
+                "key": outgoing.key,
+                "message": outgoing,
+            }
+            events.emit("deimos.encode_message", about)
+        return outgoing
+
+
+def _surrounding_session(owner: object) -> Any:
+    # Without that module loaded nobody can have opened a transaction, and SQLAlchemy need not be loaded.
+    transactions = sys.modules.get("deimos_async.database.transactions")
+    if transactions is None:
+        return None
+    scope = transactions.current_scope(owner)
+    return None if scope is None else scope.session
+
+
+async def deliver(backend: ProducerBackend, outlets: Outlets, messages: Sequence[Outgoing]) -> list[Delivery] | None:
+    """Send, then tell: a log line and a counter for each topic."""
+    try:
+        deliveries = await backend.send(messages)
+    except Exception:
+        for topic, group in pipeline.by_topic(messages).items():
+            outlets.metrics.increment("publish", by=len(group), tags={"status": "error", "topic": topic})
+        raise
+    for topic, group in pipeline.by_topic(messages).items():
+        outlets.metrics.increment("publish", by=len(group), tags={"status": "success", "topic": topic})
+        pipeline.log_produced(topic, group)
+    return deliveries
+
+
+class _Departure:
+    """Sends with one backend what a transaction let go; equal for the same backend, so that neighbours join."""
+
+    __slots__ = ("_backend", "_outlets")
+
+    def __init__(self, backend: ProducerBackend, outlets: Outlets) -> None:
+        self._backend = backend
+        self._outlets = outlets
+
+    async def __call__(self, messages: Sequence[Outgoing]) -> None:
+        await deliver(self._backend, self._outlets, messages)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Departure) and (self._backend, self._outlets) == (other._backend, other._outlets)
+
+    def __hash__(self) -> int:
+        return hash(id(self._backend))
+
+
+def departure(backend: ProducerBackend, outlets: Outlets) -> _Departure:
+    """What a transaction calls with its messages after the commit."""
+    return _Departure(backend, outlets)

@@ -1,0 +1,215 @@
+"""`Router`: declarations that need no application until they are included in one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+from typing_extensions import Unpack
+
+from deimos_async.errors import ConfigurationError
+from deimos_async.producing.producer import Producer
+from deimos_async.specs import ConsumerSpec, Delivering, Ordering, check_consumer
+from deimos_async.topics import TOPIC_OPTION_NAMES, FatalError, OnError, Topic, TopicOptionArguments, TopicOptions
+
+if TYPE_CHECKING:
+    from deimos_async.app import Deimos
+
+__all__ = ["Declarations", "Declaring", "Router"]
+
+T = TypeVar("T")
+Prod = TypeVar("Prod", bound=Producer)
+
+
+@dataclass(slots=True)
+class Declarations:
+    """What was declared so far."""
+
+    topics: dict[str, Topic] = field(default_factory=dict)
+    producers: list[Producer] = field(default_factory=list)
+    consumers: list[ConsumerSpec] = field(default_factory=list)
+
+
+def topic_options(where: str, options: dict[str, Any]) -> TopicOptions:
+    """Keyword arguments as options. Raises ConfigurationError for a name that is no option."""
+    problems = []
+    for name in options:
+        if name not in TOPIC_OPTION_NAMES:
+            close = difflib.get_close_matches(name, TOPIC_OPTION_NAMES, 1)
+            hint = (
+                f"; did you mean {close[0]!r}?" if close else f"; options are {', '.join(sorted(TOPIC_OPTION_NAMES))}"
+            )
+            problems.append(f"{where}: there is no option {name!r}{hint}")
+    if problems:
+        raise ConfigurationError(*problems)
+    return TopicOptions(**options)
+
+
+class Declaring:
+    """Topics, producers and consumers are declared here. `Deimos` and `Router` have it in common."""
+
+    def __init__(self) -> None:
+        self._declared = Declarations()
+
+    def topic(self, name: str, **options: Unpack[TopicOptionArguments]) -> Topic:
+        """Declare a topic.
+
+        Args:
+            name: Without `producers.topic_prefix`.
+            options: See `TopicOptions`; what is not given comes from `app.defaults`, then from the settings.
+
+        Raises:
+            ConfigurationError: No valid topic name, an unknown option, or declared before with other options.
+        """
+        if not isinstance(name, str) or not _is_topic_name(name):
+            raise ConfigurationError(
+                f"topic {name!r}: a name has 1 to 249 letters, digits, '.', '_' or '-', and is neither '.' nor '..'"
+            )
+        topic = Topic(name, topic_options(f"topic {name!r}", dict(options)))
+        before = self._declared.topics.get(name)
+        if before is not None:
+            if before.options != topic.options:
+                raise ConfigurationError(f"topic {name!r} is declared twice with different options; declare it once")
+            return before
+        self._declared.topics[name] = topic
+        self._topic_declared(topic)
+        return topic
+
+    @overload
+    def producer(self, topic: Topic, *, backend: str | None = None) -> Producer: ...
+    @overload
+    def producer(self, topic: Topic, cls: type[Prod], *, backend: str | None = None) -> Prod: ...
+    def producer(self, topic: Topic, cls: type[Producer] = Producer, *, backend: str | None = None) -> Producer:
+        """Make a producer of a declared topic.
+
+        Args:
+            topic: From `topic(...)`.
+            cls: `Producer` or a subclass; it is made without arguments.
+            backend: `"kafka"`, `"kafka_async"` or `"test"` instead of `producers.backend`.
+        """
+        if not isinstance(topic, Topic):
+            raise ConfigurationError(f"producer(...) takes what topic(...) returned, not {topic!r}")
+        if not (isinstance(cls, type) and issubclass(cls, Producer)):
+            raise ConfigurationError(f"producer of topic {topic.name!r}: give a subclass of Producer, not {cls!r}")
+        if backend is not None and backend not in ("kafka", "kafka_async", "test"):
+            raise ConfigurationError(
+                f"producer of topic {topic.name!r}: backend={backend!r} is not one of 'kafka', 'kafka_async', 'test'"
+            )
+        producer = cls()
+        producer._bind(topic, backend)
+        self._declared.producers.append(producer)
+        self._producer_declared(producer)
+        return producer
+
+    def consumer(
+        self,
+        topic: Topic | str,
+        *,
+        group: str | None = None,
+        batch: bool = False,
+        max_batch: int = 500,
+        max_wait: float = 0.1,
+        concurrency: int = 1,
+        ordering: Ordering = "partition",
+        delivery: Delivering = "at_least_once",
+        on_error: OnError | None = None,
+        start_from: Literal["earliest", "latest"] | datetime = "earliest",
+        fatal_error: FatalError | None = None,
+        reraise_errors: bool | None = None,
+    ) -> Callable[[T], T]:
+        """Register a function or a `Consumer` subclass for a topic; returns it unchanged.
+
+        Args:
+            topic: From `topic(...)`, or the name of a declared topic.
+            group: Consumer group; default `consumers.group`.
+            batch: One call for a batch (of one partition) instead of one for each message.
+            max_batch: Most messages in a batch.
+            max_wait: Seconds that an incomplete batch waits for more.
+            concurrency: Most handlers running at once in one process.
+            ordering: `"partition"`, `"key"` (same key in order, different keys side by side) or `"none"`.
+            delivery: `"at_least_once"`, or `"at_most_once"` (committed before it is handled, tried once unless
+                `on_error` is given here).
+            on_error: What follows an error; default the topic's, then that of the settings.
+            start_from: Where the group has no offset: `"earliest"`, `"latest"` or an aware datetime.
+            fatal_error: `(error, messages) -> bool`: True stops the consumer before any retry.
+            reraise_errors: Stop at the first error; default the topic's, then `consumers.reraise_errors`.
+
+        Raises:
+            ConfigurationError: At start, together with every other mistake that can be seen then.
+        """
+
+        def register(target: T) -> T:
+            spec = ConsumerSpec(
+                target=target,
+                topic=topic,
+                group=group,
+                batch=batch,
+                max_batch=max_batch,
+                max_wait=max_wait,
+                concurrency=concurrency,
+                ordering=ordering,
+                delivery=delivery,
+                on_error=on_error,
+                start_from=start_from,
+                fatal_error=fatal_error,
+                reraise_errors=reraise_errors,
+            )
+            problems = check_consumer(spec)
+            if problems:
+                raise ConfigurationError(*problems)
+            self._consumer_declared(spec)
+            self._declared.consumers.append(spec)
+            return target
+
+        return register
+
+    def _topic_declared(self, topic: Topic) -> None:
+        """For the application, which fixes the defaults at this moment."""
+
+    def _producer_declared(self, producer: Producer) -> None:
+        """For the application, which binds it."""
+
+    def _consumer_declared(self, spec: ConsumerSpec) -> None:
+        """For whoever has something against it."""
+
+
+class Router(Declaring):
+    """Declares topics, producers and consumers for an application that includes it later.
+
+    Its topics take `app.defaults` as they stand at `include`. Producing before is a `ConfigurationError`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._app: Deimos | None = None
+
+    def _include_in(self, app: Deimos) -> Declarations:
+        if self._app is not None:
+            where = "this" if self._app is app else "another"
+            raise ConfigurationError(f"the router is included in {where} application already; include it once")
+        self._app = app
+        return self._declared
+
+    def _topic_declared(self, topic: Topic) -> None:
+        self._refuse_late(f"topic {topic.name!r}")
+
+    def _producer_declared(self, producer: Producer) -> None:
+        self._refuse_late(f"producer of topic {producer.topic.name!r}")
+
+    def _consumer_declared(self, spec: ConsumerSpec) -> None:
+        self._refuse_late(f"consumer {spec.name!r}")
+
+    def _refuse_late(self, what: str) -> None:
+        if self._app is not None:
+            raise ConfigurationError(f"{what} is declared after its router was included; declare it before")
+
+
+def _is_topic_name(name: str) -> bool:
+    return (
+        0 < len(name) <= 249
+        and name not in (".", "..")
+        and all(character.isascii() and (character.isalnum() or character in "._-") for character in name)
+    )

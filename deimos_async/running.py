@@ -1,0 +1,430 @@
+"""One run of an application: what is opened at start, in order, and closed at stop, in reverse.
+
+Order of a start: plan (every mistake at once), database, brokers, topics, producers, schema ids in the background,
+consumers. A stop follows the data the other way: consumers drain and commit, buffered messages are flushed, then
+clients and the database are closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deimos_async.assembly import Codecs, Plan, PlannedConsumer, RequiredTopic, make_plan, required_topics
+from deimos_async.brokers.protocol import Broker, BrokerProducer, ConsumerOptions, ProducerOptions
+from deimos_async.consuming.dispatch import Work
+from deimos_async.consuming.handling import build_call
+from deimos_async.consuming.runner import ConsumerRunner, RunnerOptions, RunnerStatus
+from deimos_async.errors import ConfigurationError, DeimosError
+from deimos_async.events import EventBus
+from deimos_async.message import OutboundRecord
+from deimos_async.producing.backends import DeliveryErrorHandler, KafkaAsyncBackend, KafkaBackend, TestBackend
+from deimos_async.producing.outlet import Outlets, TopicOutlet
+from deimos_async.provisioning import check_topics, create_topics
+from deimos_async.router import Declarations
+from deimos_async.schemas.codec import TopicCodec, UnknownWriter
+from deimos_async.service import Supervisor
+from deimos_async.telemetry.protocol import Metrics, Tracing
+from deimos_async.topics import FatalError, TopicOptions
+
+if TYPE_CHECKING:  # start-up time: SQLAlchemy and pydantic are loaded where they are used
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from deimos_async.database.engines import Database
+    from deimos_async.settings import KafkaSettings, Settings
+
+__all__ = ["PARTS", "Ingredients", "Running"]
+
+logger = logging.getLogger("deimos_async")
+
+PARTS = ("producers", "consumers")
+"""Parts of an application that this version has. Producers always run: handlers and dead letters need them."""
+
+_STOP_MARGIN = 10.0
+"""Seconds that a service has beyond its own deadline before it is cancelled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ingredients:
+    """What the application gives to a run."""
+
+    owner: object
+    declared: Declarations
+    options: Mapping[str, TopicOptions]
+    settings: Settings
+    engine: AsyncEngine | None
+    events: EventBus
+    metrics: Metrics
+    tracing: Tracing
+    fatal_error: FatalError | None
+    on_delivery_error: DeliveryErrorHandler | None
+    mock_backends: bool
+
+
+class _SchemaPreparation:
+    """Looks up the ids of schemas that are written, before the first message needs them. A registry that is away is
+    waited for; until then the application is not ready.
+    """
+
+    name = "schema preparation"
+
+    def __init__(self, codecs: Sequence[TopicCodec]) -> None:
+        self._waiting = list(codecs)
+        self._stop = asyncio.Event()
+
+    @property
+    def done(self) -> bool:
+        return not self._waiting
+
+    def request_stop(self) -> None:
+        self._stop.set()
+
+    async def run(self, started: asyncio.Event) -> None:
+        started.set()
+        delay = 0.1
+        while self._waiting and not self._stop.is_set():
+            codec = self._waiting[0]
+            try:
+                await codec.prepare()
+                self._waiting.pop(0)
+            except DeimosError as error:
+                # Whoever produces gets this error too; here it only delays being ready.
+                logger.warning("schemas are not prepared yet, next try in %.1f s: %s", delay, error)
+                self._waiting.append(self._waiting.pop(0))
+                try:
+                    async with asyncio.timeout(delay):
+                        await self._stop.wait()
+                except TimeoutError:
+                    delay = min(delay * 2, 10.0)
+
+
+class _Decoding:
+    """How the bytes of one consumer's topic are read (port `Decoding` of the dispatcher)."""
+
+    unknown: type[Exception] = UnknownWriter
+
+    def __init__(self, codec: TopicCodec, convert: Callable[[Any], Any] | None) -> None:
+        self.key = codec.key_decoder
+        self.learn = codec.learn
+        decode = codec.payload_decoder
+        if convert is None:
+            self.payload = decode
+        else:
+
+            def converted(data: bytes | None) -> Any:
+                payload = decode(data)
+                return None if payload is None else convert(payload)
+
+            self.payload = converted
+
+
+class _NamedAsyncBackend:
+    """The buffering backend as a service."""
+
+    name = "buffered producer"
+
+    def __init__(self, backend: KafkaAsyncBackend) -> None:
+        self._backend = backend
+        self.run = backend.run
+        self.request_stop = backend.request_stop
+
+
+class Running:
+    """One run. `start` and `stop` are called by the application, once each, in one event loop."""
+
+    def __init__(self, ingredients: Ingredients, parts: Sequence[str]) -> None:
+        unknown = sorted(set(parts) - set(PARTS))
+        if unknown:
+            raise ConfigurationError(
+                f"part {unknown[0]!r} does not exist in this version; parts are {', '.join(map(repr, PARTS))}"
+            )
+        self._given = ingredients
+        self._parts = frozenset(parts)
+        self._stack = AsyncExitStack()
+        self.supervisor = Supervisor()
+        self.brokers: dict[str, Broker] = {}
+        self.database: Database | None = None
+        self.outlets: Outlets | None = None
+        self.buffered: KafkaAsyncBackend | None = None
+        self.test_backend = TestBackend()
+        self.plan: Plan | None = None
+        self.codecs: Codecs | None = None
+        self._runners: list[ConsumerRunner] = []
+        self._preparation: _SchemaPreparation | None = None
+
+    # --- start and stop ----------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open everything. Raises what keeps the application from starting, with everything closed again."""
+        try:
+            await self._open()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Close everything that was opened, also when parts of it fail; any number of times."""
+        await self._stack.aclose()
+
+    @asynccontextmanager
+    async def brokers_only(self) -> AsyncIterator[tuple[Mapping[str, Broker], list[RequiredTopic]]]:
+        """Plan and brokers alone, for administration: topics may be missing."""
+        try:
+            plan = self._make_plan(self._stack)
+            await self._start_brokers(plan, self._stack)
+            yield self.brokers, required_topics(plan, self._given.settings)
+        finally:
+            await self.stop()
+
+    async def _open(self) -> None:
+        stack = self._stack
+        self.plan = self._make_plan(stack)
+        await self._start_brokers(self.plan, stack)
+        await self._provide_topics(self.plan)
+        await self._open_producers(stack)
+        await self._open_services(stack)
+
+    def _make_plan(self, stack: AsyncExitStack) -> Plan:
+        given = self._given
+        settings = given.settings
+        embedded = None
+        if settings.embedded:
+            from deimos_async.schemas.memory_registry import MemorySchemaRegistry  # only needed embedded
+
+            embedded = MemorySchemaRegistry()
+        self.codecs = Codecs(settings, embedded=embedded, mock=given.mock_backends)
+        stack.push_async_callback(self.codecs.close)
+        self._open_database(stack)
+        return make_plan(
+            given.declared,
+            given.options,
+            settings,
+            self.codecs,
+            fatal_error=given.fatal_error,
+            has_database=self.database is not None,
+        )
+
+    def _open_database(self, stack: AsyncExitStack) -> None:
+        given = self._given
+        url = given.settings.database.url
+        if given.engine is None and url is None and not given.settings.embedded:
+            return
+        from deimos_async.database.engines import Database  # start-up time: loads SQLAlchemy
+
+        if given.engine is not None:
+            self.database = Database(given.engine)
+        elif given.settings.embedded:
+            folder = Path(tempfile.mkdtemp(prefix="deimos-"))
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            self.database = Database.from_url(f"sqlite+aiosqlite:///{folder / 'embedded.sqlite3'}")
+        elif url is not None:
+            self.database = Database.from_url(url.get_secret_value())
+        assert self.database is not None
+        stack.push_async_callback(self.database.close)
+
+    async def _start_brokers(self, plan: Plan, stack: AsyncExitStack) -> None:
+        used = {topic.options.cluster for topic in plan.topics.values() if topic.is_produced or topic.is_consumed}
+        for cluster in sorted(used):
+            broker = make_broker(cluster, self._given.settings)
+            self.brokers[cluster] = broker
+            stack.push_async_callback(broker.stop)
+            await broker.start()
+
+    async def _provide_topics(self, plan: Plan) -> None:
+        settings = self._given.settings
+        required = required_topics(plan, settings)
+        making = [
+            topic for topic in required if settings.embedded or kafka_settings(settings, topic.cluster).create_topics
+        ]
+        if making:
+            await create_topics(self.brokers, making)
+        if self._sends_to_kafka:
+            await check_topics(self.brokers, required)
+
+    @property
+    def _sends_to_kafka(self) -> bool:
+        """With the backend `test` and no consumers nothing reaches the brokers."""
+        return self._given.settings.producers.backend != "test" or "consumers" in self._parts
+
+    async def _open_producers(self, stack: AsyncExitStack) -> None:
+        assert self.plan is not None
+        given = self._given
+        settings = given.settings
+        producers: dict[str, BrokerProducer] = {}
+        for cluster, broker in self.brokers.items():
+            producer = broker.producer(
+                ProducerOptions(
+                    client_id=kafka_settings(settings, cluster).client_id,
+                    delivery_timeout=settings.producers.delivery_timeout,
+                    compression=None if settings.producers.compression == "none" else settings.producers.compression,
+                    max_batch_bytes=settings.producers.max_batch_bytes,
+                    max_request_bytes=settings.producers.max_request_bytes,
+                )
+            )
+            stack.push_async_callback(producer.stop)
+            await producer.start()
+            producers[cluster] = producer
+        direct = KafkaBackend(producers)
+        self.buffered = KafkaAsyncBackend(
+            direct,
+            buffer_messages=settings.producers.buffer_messages,
+            events=given.events,
+            metrics=given.metrics,
+            on_delivery_error=given.on_delivery_error,
+        )
+        self.outlets = Outlets(
+            owner=given.owner,
+            topics={
+                topic.name: TopicOutlet(
+                    topic.name, topic.kafka_name, topic.options.cluster, topic.codec, topic.options.payload_log
+                )
+                for topic in self.plan.topics.values()
+                if topic.is_produced or topic.is_consumed
+            },
+            backends={"kafka": direct, "kafka_async": self.buffered, "test": self.test_backend},
+            default_backend=settings.producers.backend,
+            disabled=settings.producers.disabled,
+            events=given.events,
+            metrics=given.metrics,
+            tracing=given.tracing,
+        )
+        self._dead_letter_producers = producers
+
+    async def _open_services(self, stack: AsyncExitStack) -> None:
+        assert self.plan is not None
+        assert self.buffered is not None
+        settings = self._given.settings
+        supervisor = self.supervisor
+        await supervisor.open()
+        stack.push_async_callback(supervisor.close)
+        buffered, backend = self.buffered, _NamedAsyncBackend(self.buffered)
+
+        async def flush() -> None:
+            await buffered.stop()
+            await supervisor.stop(backend, timeout=settings.producers.delivery_timeout + _STOP_MARGIN)
+
+        self._preparation = _SchemaPreparation(
+            [topic.codec for topic in self.plan.topics.values() if topic.is_produced]
+        )
+        stack.push_async_callback(supervisor.stop, self._preparation, timeout=_STOP_MARGIN)
+        stack.push_async_callback(flush)
+        await supervisor.start([backend, self._preparation])
+        if "consumers" not in self._parts:
+            return
+        self._runners = [self._runner(consumer) for consumer in self.plan.consumers]
+        stack.push_async_callback(
+            supervisor.stop, *self._runners, timeout=settings.consumers.shutdown_timeout + _STOP_MARGIN
+        )
+        await supervisor.start(self._runners)
+
+    def _runner(self, consumer: PlannedConsumer) -> ConsumerRunner:
+        given = self._given
+        settings, spec, topic = given.settings, consumer.spec, consumer.topic
+        consumers = settings.consumers
+        broker = self.brokers[topic.options.cluster]
+        producer = self._dead_letter_producers[topic.options.cluster]
+        database = self.database
+
+        async def publish(record: OutboundRecord) -> None:
+            await producer.send([record])
+
+        def failed(error: BaseException, messages: Sequence[Any]) -> None:
+            try:
+                given.events.emit(
+                    "deimos.error", {"type": "consumer", "consumer": spec.name, "messages": messages}, error=error
+                )
+            except Exception:
+                # A subscriber's own error must not hide why the consumer stops.
+                logger.exception("a subscriber of deimos.error failed")
+
+        work = Work(
+            name=spec.name,
+            group=consumer.kafka_group,
+            topic=topic.kafka_name,
+            batch=spec.batch,
+            max_batch=spec.max_batch,
+            max_wait=spec.max_wait,
+            concurrency=spec.concurrency,
+            ordering=spec.ordering,
+            delivery=spec.delivery,
+            max_buffered=consumers.max_buffered,
+            call=build_call(
+                consumer.handler,
+                open_session=None if database is None else database.session,
+                owner=given.owner,
+            ),
+            decoding=_Decoding(topic.codec, consumer.convert),
+            policy=consumer.policy,
+            reraise=consumer.reraise,
+            fatal=consumer.fatal,
+            dead_letter_topic=consumer.dead_letter_topic,
+            publish=publish,
+            metrics=given.metrics,
+            tracing=given.tracing,
+            payload_log=topic.options.payload_log,
+            on_failure=failed,
+        )
+        start_from = spec.start_from
+        options = ConsumerOptions(
+            group=consumer.kafka_group,
+            topics=(topic.kafka_name,),
+            start_from=start_from.astimezone(UTC) if isinstance(start_from, datetime) else start_from,
+            session_timeout=consumers.session_timeout,
+            heartbeat_interval=consumers.heartbeat_interval,
+            rebalance_timeout=consumers.rebalance_timeout,
+            instance_id=f"{consumers.instance_id}-{spec.name}" if consumers.instance_id else None,
+            client_id=kafka_settings(settings, topic.options.cluster).client_id,
+            fetch_max_bytes=consumers.fetch_max_bytes,
+            max_partition_fetch_bytes=consumers.max_partition_fetch_bytes,
+        )
+        return ConsumerRunner(
+            broker,
+            options,
+            work,
+            RunnerOptions(
+                max_records=consumers.max_records,
+                commit_interval=consumers.commit_interval,
+                shutdown_timeout=consumers.shutdown_timeout,
+            ),
+        )
+
+    # --- telling -----------------------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Schemas prepared, every consumer joined, nothing has failed."""
+        return (
+            self._preparation is not None
+            and self._preparation.done
+            and all(runner.started for runner in self._runners)
+            and not self.supervisor.failures
+        )
+
+    def consumers(self) -> list[RunnerStatus]:
+        """What each consumer is doing now."""
+        return [runner.status() for runner in self._runners]
+
+
+def kafka_settings(settings: Settings, cluster: str) -> KafkaSettings:
+    """Settings of a cluster by its name."""
+    return settings.kafka if cluster == "default" else settings.clusters[cluster]
+
+
+def make_broker(cluster: str, settings: Settings) -> Broker:
+    """The broker of a cluster, not started: in memory where the application is embedded, else Kafka."""
+    kafka = kafka_settings(settings, cluster)
+    if settings.embedded:
+        from deimos_async.brokers.memory import MemoryBroker  # only needed embedded
+
+        return MemoryBroker(cluster, partitions=kafka.partitions)
+    from deimos_async.brokers.kafka import KafkaBroker, KafkaOptions  # start-up time: loads aiokafka
+
+    return KafkaBroker(cluster, KafkaOptions.from_settings(kafka))
