@@ -75,6 +75,7 @@ class Deimos(Declaring):
         self._options: dict[str, TopicOptions] = {}
         self._running: Running | None = None
         self._starting = False
+        self._last_failures: Mapping[str, BaseException] = {}
         self._idle_codecs: Codecs | None = None
         self._mock_backends = False
         self.events = EventBus()
@@ -180,6 +181,7 @@ class Deimos(Declaring):
         finally:
             self._starting = False
             self._running = None
+            self._last_failures = {} if running is None else dict(running.supervisor.failures)
 
     @asynccontextmanager
     async def brokers_only(self) -> AsyncIterator[tuple[Mapping[str, Broker], list[RequiredTopic]]]:
@@ -245,8 +247,10 @@ class Deimos(Declaring):
 
     @property
     def failures(self) -> Mapping[str, BaseException]:
-        """What broke in this run, by the name of the consumer or service."""
-        return dict(self._started("failures").supervisor.failures)
+        """What broke in this run, or else in the last one, by the name of the consumer or service."""
+        if self._running is not None:
+            return dict(self._running.supervisor.failures)
+        return self._last_failures
 
     async def wait_failed(self) -> None:
         """Until a consumer or service of this run has broken. Raises NotRunningError."""

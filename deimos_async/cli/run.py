@@ -79,28 +79,35 @@ def run_loop(loop: str, main: Callable[[], Awaitable[int]]) -> int:
 
 
 async def serve(app: Deimos, only: tuple[str, ...] | None) -> int:
-    """Run the application until a signal or a failure; returns the exit status."""
+    """Run the application until a signal or a failure; returns the exit status. A signal during the start ends it."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    starting = asyncio.create_task(_start_and_wait(app, only, stop), name="deimos run")
-    return await starting
+    stopped = asyncio.create_task(stop.wait(), name="deimos signal watch")
+    serving = asyncio.create_task(_until_stopped(app, only, stopped), name="deimos run")
+    try:
+        await asyncio.wait([serving, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if not serving.done() and not app.is_running:
+            serving.cancel()
+        await asyncio.wait([serving])
+        if serving.cancelled():
+            logger.info("stopped during the start")
+            return 0
+        serving.result()
+    finally:
+        stopped.cancel()
+    for name, error in app.failures.items():
+        click.echo(f"Error: {name}: {error}", err=True)
+    return EXIT_FAILURE if app.failures else 0
 
 
-async def _start_and_wait(app: Deimos, only: tuple[str, ...] | None, stop: asyncio.Event) -> int:
+async def _until_stopped(app: Deimos, only: tuple[str, ...] | None, stopped: asyncio.Task[Any]) -> None:
     async with app.running(only=only):
         logger.info("running %s", ", ".join(only) if only else "producers and consumers")
         failed = asyncio.create_task(app.wait_failed(), name="deimos failure watch")
-        stopped = asyncio.create_task(stop.wait(), name="deimos signal watch")
         try:
             await asyncio.wait([failed, stopped], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (failed, stopped):
-                task.cancel()
-            await asyncio.wait([failed, stopped])
+            failed.cancel()
         logger.info("stopping: draining handlers and producers")
-        running = app._started("run")  # its failures are read after the stop, which may add some
-    for name, error in running.supervisor.failures.items():
-        click.echo(f"Error: {name}: {error}", err=True)
-    return EXIT_FAILURE if running.supervisor.failures else 0
