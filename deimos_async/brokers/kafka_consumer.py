@@ -18,6 +18,7 @@ What aiokafka leaves to its user, and how it is done here:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import time
@@ -29,6 +30,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 from aiokafka import TopicPartition as KafkaPartition
 from aiokafka import errors as kafka
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from aiokafka.protocol.group import LeaveGroupRequest
 
 from deimos_async.brokers import kafka_clients
 from deimos_async.brokers.kafka_errors import translate, translate_commit
@@ -53,6 +55,8 @@ _POLL_TIMEOUT_MS = 30_000
 """How long one `getmany` waits in the background; its end has no effect but a new one."""
 _STOP_TIMEOUT = 5.0
 """Seconds to leave the group before the connections are closed without."""
+_JOIN_PATIENCE = 0.5
+"""Seconds of a stop after which a join that is under way is ended by leaving."""
 _FAIR_PARTITIONS = 64
 """Above that many partitions taking turns would cost more than it gives; their buffers take turns by themselves."""
 
@@ -92,10 +96,12 @@ class KafkaConsumer:
         *,
         cluster: KafkaOptions,
         setting: str,
+        extra: Mapping[str, Any],
         find_topics: Callable[[Iterable[str]], Awaitable[Mapping[str, TopicInfo]]],
     ) -> None:
-        _check(options)
-        self._arguments = check_extra(options.extra, _ACCEPTED, _GUARDED, f"consumer group {options.group!r}")
+        where = f"consumer group {options.group!r}"
+        self._arguments = check_extra({**extra, **options.extra}, _ACCEPTED, _GUARDED, where)
+        _check(options, self._arguments)
         self._options = options
         self._listener = listener
         self._cluster = cluster
@@ -163,6 +169,7 @@ class KafkaConsumer:
         deadline = loop.time() + timeout
         await asyncio.sleep(0)  # with records at hand nothing below gives way to other tasks, heartbeats among them
         while True:
+            self._signal.clear()  # before all that is looked at, so that nothing that changes meanwhile is missed
             client = self._running()
             if self._error is not None:
                 error, self._error = self._error, None
@@ -184,9 +191,6 @@ class KafkaConsumer:
             if self._is_woken:
                 self._is_woken = False
                 return []
-            self._signal.clear()
-            if self._poll.done():
-                continue
             try:
                 async with asyncio.timeout_at(deadline):
                     await self._signal.wait()
@@ -414,7 +418,7 @@ class KafkaConsumer:
             poll, self._poll = self._poll, None
             try:
                 await kafka_clients.close(
-                    client.stop,
+                    lambda: _stop(client),
                     lambda: (client, client._coordinator, client._fetcher),
                     client._client,
                     timeout=_STOP_TIMEOUT,
@@ -465,6 +469,8 @@ class KafkaConsumer:
         try:
             async with asyncio.timeout(patience):
                 await self._decide_positions()
+        except NotRunningError:
+            return
         except (kafka.KafkaError, BrokerError, OSError, TimeoutError) as error:
             _log.warning(
                 "group %s: first positions could not be found out, trying again: %r", self._options.group, error
@@ -481,7 +487,10 @@ class KafkaConsumer:
         try:
             async with asyncio.timeout_at(max(deadline, asyncio.get_running_loop().time() + 1)):
                 await self._decide_positions()
-        except (kafka.KafkaError, OSError, TimeoutError) as error:
+        except (kafka.KafkaError, BrokerError, OSError, TimeoutError) as error:
+            translated = translate(error, f"group {self._options.group!r}: first positions")
+            if not translated.retriable:
+                raise translated from error
             _log.debug("group %s: first positions could not be found out yet: %r", self._options.group, error)
 
     async def _decide_positions(self) -> None:
@@ -579,7 +588,7 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # the library
         await self._consumer.on_partitions_assigned(assigned)
 
 
-def _check(options: ConsumerOptions) -> None:
+def _check(options: ConsumerOptions, arguments: Mapping[str, Any]) -> None:
     where = f"consumer group {options.group!r}"
     problems = []
     if isinstance(options.start_from, datetime):
@@ -587,7 +596,7 @@ def _check(options: ConsumerOptions) -> None:
             problems.append(f"{where}: start_from must be an aware datetime")
     elif options.start_from not in ("earliest", "latest"):
         problems.append(f"{where}: start_from={options.start_from!r}; give 'earliest', 'latest' or an aware datetime")
-    assignors = options.extra.get("partition_assignment_strategy", ())
+    assignors = arguments.get("partition_assignment_strategy", ())
     if any(isinstance(assignor, type) and issubclass(assignor, StickyPartitionAssignor) for assignor in assignors):
         problems.append(
             f"{where}: StickyPartitionAssignor cannot be used: aiokafka keeps its state for the whole process and "
@@ -604,6 +613,28 @@ def _is_lost(client: AIOKafkaConsumer) -> bool:
     """
     coordinator = client._coordinator
     return coordinator is None or coordinator.generation < 0
+
+
+async def _stop(client: AIOKafkaConsumer) -> None:
+    """aiokafka's own stop, which waits for the answer to a join that is under way: until all others have joined.
+
+    Leaving meanwhile, on another connection (the one of the join is not read by the broker before it is answered),
+    ends that wait, and spares the others to wait for our session's end.
+    """
+    stopping = asyncio.get_running_loop().create_task(client.stop(), name="stop kafka consumer")
+    await asyncio.wait({stopping}, timeout=_JOIN_PATIENCE)
+    coordinator = client._coordinator
+    if (
+        not stopping.done()
+        and coordinator is not None
+        and coordinator.coordinator_id is not None
+        and coordinator.member_id
+        and coordinator._group_instance_id is None
+    ):
+        request = LeaveGroupRequest(coordinator.group_id, coordinator.member_id)
+        with contextlib.suppress(kafka.KafkaError):
+            await client._client.send(coordinator.coordinator_id, request)
+    await stopping
 
 
 def _repair_fetch_count(client: AIOKafkaConsumer) -> None:

@@ -1,0 +1,479 @@
+"""Avro's binary decoding: a function for each pair of writer's and reader's type, made once for a pair of schemas.
+
+Schema resolution is decided when the functions are made; a message pays only for what is in it. What cannot be resolved
+becomes a function that fails when it is reached, so a union or an optional part that never occurs does no harm.
+Input may be hostile: lengths are checked against the bytes that are left, indexes and ranges are checked, and nesting is
+bounded by the interpreter's own limit.
+Source: Apache Avro specification 1.12, "Binary Encoding" and "Schema Resolution"; of several matching branches of a
+reader's union the one of the same type is preferred to one that needs a promotion, as Java's implementation does.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import Any
+
+from deimos_async.schemas.avro_coercion import default_value
+from deimos_async.schemas.avro_types import Field, Node
+from deimos_async.schemas.coercion import Unfit, key_step
+from deimos_async.schemas.protocol import NO_DEFAULT
+
+__all__ = ["BROKEN", "Read", "ReaderFactory", "Unreadable", "problem_of", "read_bytes", "read_long", "resolves"]
+
+Read = Callable[[bytes, int], tuple[Any, int]]
+"""(data, position) -> (value, position behind it). Raises `Unreadable`, or IndexError at the end of the data."""
+
+MOST_EMPTY_ITEMS = 1_000_000
+"""Most items of a list whose items take no bytes: a few bytes could otherwise ask for any amount of memory."""
+
+_FLOAT = struct.Struct("<f").unpack_from
+_DOUBLE = struct.Struct("<d").unpack_from
+_ZIGZAG = tuple((byte >> 1) ^ -(byte & 1) for byte in range(128))
+_PROMOTIONS: Mapping[str, frozenset[str]] = {
+    "int": frozenset({"long", "float", "double"}),
+    "long": frozenset({"float", "double"}),
+    "float": frozenset({"double"}),
+    "string": frozenset({"bytes"}),
+    "bytes": frozenset({"string"}),
+}
+
+
+class Unreadable(Exception):
+    """Bytes that are not what the writer's schema says, or do not resolve to the reader's. `path` grows on the way up."""
+
+    def __init__(self, problem: str, path: str = "") -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.path = path
+
+
+BROKEN = (Unreadable, IndexError, ValueError, OverflowError, struct.error)
+"""What a reading function may raise for bytes that it cannot read."""
+
+
+def _at(step: str, error: Exception) -> Unreadable:
+    if isinstance(error, Unreadable):
+        path = error.path
+        return Unreadable(error.problem, step + (path if not path or path[0] == "[" else f".{path}"))
+    return Unreadable(problem_of(error), step)
+
+
+def problem_of(error: Exception) -> str:
+    """What went wrong while a value was read, in words."""
+    if isinstance(error, Unreadable):
+        return error.problem
+    if isinstance(error, UnicodeDecodeError):
+        return "text that is not UTF-8"
+    if isinstance(error, IndexError | struct.error):
+        return "the data ends too early"
+    return f"no value of its logical type: {error}"
+
+
+class ReaderFactory:
+    """Makes reading functions, each once; recursive types meet themselves again."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[Node, Node], Read] = {}
+        self._open: set[tuple[Node, Node]] = set()
+
+    def make(self, writer: Node, reader: Node) -> Read:
+        """Reads what `writer` wrote as a value of `reader`; the same node twice reads without resolution."""
+        key = (writer, reader)
+        if key in self._made:
+            return self._made[key]
+        if key in self._open:
+            made = self._made
+            return lambda data, position: made[key](data, position)
+        self._open.add(key)
+        read = self._build(writer, reader)
+        self._open.discard(key)
+        self._made[key] = read
+        return read
+
+    def _build(self, writer: Node, reader: Node) -> Read:
+        if writer.kind == "union":
+            return self._union(writer, reader)
+        if reader.kind == "union":
+            branch = _branch_for(writer, reader)
+            return self.make(writer, branch) if branch is not None else _mismatch(writer, reader)
+        if not _matches(writer, reader):
+            return _mismatch(writer, reader)
+        if writer.kind == "record":
+            return self._record(writer, reader)
+        if writer.kind == "array":
+            return _array(self.make(writer.items, reader.items), empty=_takes_no_bytes(writer.items, set()))
+        if writer.kind == "map":
+            return _map(self.make(writer.items, reader.items))
+        if writer.kind == "enum":
+            return _enum(writer, reader)
+        return _scalar(writer, reader)
+
+    def _union(self, writer: Node, reader: Node) -> Read:
+        # Without resolution a branch stays what it is, even if another branch would match, too.
+        reads = tuple(self.make(branch, branch if writer is reader else reader) for branch in writer.branches)
+        heads = {index << 1: read for index, read in enumerate(reads[:64])}
+        if len(reads) > 64:
+            return _wide_union(reads)
+        if len(reads) == 2 and writer.branches[0].kind == "null" and reader.kind == "union":
+            nullable = any(branch.kind == "null" for branch in reader.branches)
+            if nullable:
+                return _optional(reads[1])
+
+        def read(data: bytes, position: int) -> tuple[Any, int]:
+            branch = heads.get(data[position])
+            if branch is None:
+                raise Unreadable(f"no such branch: the writer's union has {len(reads)}")
+            return branch(data, position + 1)
+
+        return read
+
+    def _record(self, writer: Node, reader: Node) -> Read:
+        if writer is reader:
+            return _plain_record(tuple((entry.name, self.make(entry.node, entry.node)) for entry in writer.fields))
+        wanted = {entry.name: entry for entry in reader.fields}
+        sources: dict[str, Field] = {}
+        for entry in writer.fields:
+            if entry.name in wanted:
+                sources[entry.name] = wanted[entry.name]
+        for entry in reader.fields:
+            if entry.name not in sources:
+                for alias in entry.aliases:
+                    if any(written.name == alias for written in writer.fields) and alias not in sources:
+                        sources[alias] = entry
+                        break
+        found = {entry.name for entry in sources.values()}
+        defaults = []
+        for entry in reader.fields:
+            if entry.name not in found:
+                try:
+                    if entry.default is NO_DEFAULT:
+                        raise Unfit("no default")
+                    defaults.append((entry.name, default_value(entry.node, entry.default)))
+                except Unfit:
+                    return _failing(
+                        f"the writer's {writer.name} has no field {entry.name}, and the reader's has no default for it"
+                    )
+        steps = []
+        for entry in writer.fields:
+            target = sources.get(entry.name)
+            if target is None:
+                steps.append((entry.name, self.make(entry.node, entry.node), False))
+            else:
+                steps.append((target.name, self.make(entry.node, target.node), True))
+        if not defaults and all(kept for *_, kept in steps):
+            names = [name for name, *_ in steps]
+            if names == [entry.name for entry in reader.fields]:
+                return _plain_record(tuple((name, read) for name, read, _ in steps))
+        return _resolved_record(tuple(steps), tuple(defaults), tuple(wanted))
+
+
+def resolves(writer: Node, reader: Node) -> bool:
+    """Whether top-level types can be resolved at all; names are compared in full or by the reader's aliases."""
+    if "union" in (writer.kind, reader.kind):
+        return True
+    if writer.name and reader.name and writer.name != reader.name and writer.name not in reader.aliases:
+        return False
+    return _matches(writer, reader)
+
+
+def _matches(writer: Node, reader: Node) -> bool:
+    if writer.kind != reader.kind:
+        return reader.kind in _PROMOTIONS.get(writer.kind, ())
+    if not writer.name:
+        return True
+    if writer.kind == "fixed" and writer.size != reader.size:
+        return False
+    # below the top, names match without their namespace
+    unqualified = writer.name.rpartition(".")[2]
+    return unqualified == reader.name.rpartition(".")[2] or writer.name in reader.aliases
+
+
+def _branch_for(writer: Node, reader: Node) -> Node | None:
+    def distance(branch: Node) -> int:
+        if branch.kind != writer.kind:
+            return 3
+        if branch.name == writer.name or writer.name in branch.aliases:
+            return 0
+        return 1
+
+    fitting = [branch for branch in reader.branches if _matches(writer, branch)]
+    return min(fitting, key=distance) if fitting else None
+
+
+def _failing(problem: str) -> Read:
+    def read(data: bytes, position: int) -> tuple[Any, int]:
+        raise Unreadable(problem)
+
+    return read
+
+
+def _mismatch(writer: Node, reader: Node) -> Read:
+    wanted = ", ".join(branch.label for branch in reader.branches) or reader.label
+    return _failing(f"the writer's {writer.label} cannot be read as {wanted}")
+
+
+def _takes_no_bytes(node: Node, seen: set[Node]) -> bool:
+    if node.kind == "record":
+        if node in seen:
+            return True
+        return all(_takes_no_bytes(entry.node, seen | {node}) for entry in node.fields)
+    return node.kind == "null" or (node.kind == "fixed" and node.size == 0)
+
+
+# --- numbers, text, bytes -------------------------------------------------------------------------------------------
+
+
+def read_long(data: bytes, position: int) -> tuple[int, int]:
+    """A zig-zag varint of at most 64 bits."""
+    byte = data[position]
+    position += 1
+    if byte < 128:
+        return _ZIGZAG[byte], position
+    number = byte & 127
+    shift = 7
+    while True:
+        byte = data[position]
+        position += 1
+        number |= (byte & 127) << shift
+        if byte < 128:
+            break
+        shift += 7
+        if shift > 63:
+            raise Unreadable("a number of more than 64 bits")
+    if number >> 64:
+        raise Unreadable("a number of more than 64 bits")
+    return (number >> 1) ^ -(number & 1), position
+
+
+def _read_int(data: bytes, position: int) -> tuple[int, int]:
+    byte = data[position]
+    if byte < 128:
+        return _ZIGZAG[byte], position + 1
+    number, position = read_long(data, position)
+    if not -0x8000_0000 <= number <= 0x7FFF_FFFF:
+        raise Unreadable("an int of more than 32 bits")
+    return number, position
+
+
+def _read_null(data: bytes, position: int) -> tuple[None, int]:
+    return None, position
+
+
+def _read_boolean(data: bytes, position: int) -> tuple[bool, int]:
+    byte = data[position]
+    if byte > 1:
+        raise Unreadable("a boolean that is neither 0 nor 1")
+    return byte == 1, position + 1
+
+
+def _read_float(data: bytes, position: int) -> tuple[float, int]:
+    return _FLOAT(data, position)[0], position + 4
+
+
+def _read_double(data: bytes, position: int) -> tuple[float, int]:
+    return _DOUBLE(data, position)[0], position + 8
+
+
+def read_bytes(data: bytes, position: int) -> tuple[bytes, int]:
+    """A length and so many bytes."""
+    size, position = read_long(data, position)
+    end = position + size
+    value = data[position:end]
+    if size < 0 or len(value) != size:
+        raise Unreadable("a length that is negative or beyond the end of the data")
+    return value, end
+
+
+def _read_string(data: bytes, position: int) -> tuple[str, int]:
+    size = data[position]
+    position += 1
+    if size < 128:
+        size = _ZIGZAG[size]
+    else:
+        size, position = read_long(data, position - 1)
+    end = position + size
+    value = data[position:end]
+    if size < 0 or len(value) != size:
+        raise Unreadable("a length that is negative or beyond the end of the data")
+    return value.decode(), end
+
+
+_SCALARS: Mapping[str, Read] = {
+    "null": _read_null,
+    "boolean": _read_boolean,
+    "int": _read_int,
+    "long": read_long,
+    "float": _read_float,
+    "double": _read_double,
+    "bytes": read_bytes,
+    "string": _read_string,
+}
+
+
+def _fixed(size: int) -> Read:
+    def read(data: bytes, position: int) -> tuple[bytes, int]:
+        end = position + size
+        value = data[position:end]
+        if len(value) != size:
+            raise Unreadable("the data ends too early")
+        return value, end
+
+    return read
+
+
+def _scalar(writer: Node, reader: Node) -> Read:
+    read = _fixed(writer.size) if writer.kind == "fixed" else _SCALARS[writer.kind]
+    if writer.kind != reader.kind and reader.kind in _PROMOTED:
+        read = _converted(read, _PROMOTED[reader.kind])
+    if reader.logical is None:
+        return read
+    logical = reader.logical
+    if writer.logical is not None and writer.logical.group == logical.group:
+        logical = writer.logical  # the same kind of value in the writer's unit or scale
+    return _converted(read, logical.from_raw)
+
+
+_PROMOTED: Mapping[str, Callable[[Any], Any]] = {
+    "float": float,
+    "double": float,
+    "bytes": str.encode,
+    "string": bytes.decode,
+}
+
+
+def _converted(raw: Read, convert: Callable[[Any], Any]) -> Read:
+    def read(data: bytes, position: int) -> tuple[Any, int]:
+        value, position = raw(data, position)
+        return convert(value), position
+
+    return read
+
+
+def _enum(writer: Node, reader: Node) -> Read:
+    fallback = reader.extra.get("default")
+    known = frozenset(reader.symbols)
+    symbols = tuple(symbol if symbol in known else fallback for symbol in writer.symbols)
+
+    def read(data: bytes, position: int) -> tuple[str, int]:
+        index, position = read_long(data, position)
+        if not 0 <= index < len(symbols):
+            raise Unreadable(f"no symbol of {writer.name} has that index")
+        symbol = symbols[index]
+        if symbol is None:
+            raise Unreadable(f"the reader's {reader.name} has no symbol {writer.symbols[index]} and no default")
+        return symbol, position
+
+    return read
+
+
+# --- containers -----------------------------------------------------------------------------------------------------
+
+
+def _block(data: bytes, position: int) -> tuple[int, int]:
+    count, position = read_long(data, position)
+    if count < 0:
+        count = -count
+        size, position = read_long(data, position)
+        if size < 0:
+            raise Unreadable("a block with a negative size")
+    return count, position
+
+
+def _array(read_item: Read, *, empty: bool) -> Read:
+    def read(data: bytes, position: int) -> tuple[list[Any], int]:
+        items: list[Any] = []
+        append = items.append
+        try:
+            while True:
+                count = data[position]
+                if count == 0:
+                    return items, position + 1
+                count, position = _block(data, position)
+                most = MOST_EMPTY_ITEMS - len(items) if empty else len(data) - position
+                if count > most:
+                    raise Unreadable("more items than the data can hold")
+                for _ in range(count):
+                    item, position = read_item(data, position)
+                    append(item)
+        except BROKEN as error:
+            raise _at(f"[{len(items)}]", error) from error
+
+    return read
+
+
+def _map(read_value: Read) -> Read:
+    def read(data: bytes, position: int) -> tuple[dict[str, Any], int]:
+        values: dict[str, Any] = {}
+        key = ""
+        try:
+            while True:
+                count, position = _block(data, position)
+                if count == 0:
+                    return values, position
+                if count > len(data) - position:
+                    raise Unreadable("more entries than the data can hold")
+                for _ in range(count):
+                    key, position = _read_string(data, position)
+                    values[key], position = read_value(data, position)
+        except BROKEN as error:
+            raise _at(key_step(key), error) from error
+
+    return read
+
+
+def _plain_record(fields: tuple[tuple[str, Read], ...]) -> Read:
+    def read(data: bytes, position: int) -> tuple[dict[str, Any], int]:
+        record = {}
+        name = ""
+        try:
+            for name, read_field in fields:
+                record[name], position = read_field(data, position)
+        except BROKEN as error:
+            raise _at(name, error) from error
+        return record, position
+
+    return read
+
+
+def _resolved_record(
+    steps: tuple[tuple[str, Read, bool], ...], defaults: tuple[tuple[str, Any], ...], order: tuple[str, ...]
+) -> Read:
+    def read(data: bytes, position: int) -> tuple[dict[str, Any], int]:
+        found = {}
+        name = ""
+        try:
+            for name, read_field, kept in steps:
+                value, position = read_field(data, position)
+                if kept:
+                    found[name] = value
+        except BROKEN as error:
+            raise _at(name, error) from error
+        for name, default in defaults:
+            found[name] = deepcopy(default) if type(default) in (dict, list) else default
+        return {name: found[name] for name in order}, position
+
+    return read
+
+
+def _optional(read_value: Read) -> Read:
+    def read(data: bytes, position: int) -> tuple[Any, int]:
+        head = data[position]
+        if head == 2:
+            return read_value(data, position + 1)
+        if head == 0:
+            return None, position + 1
+        raise Unreadable("no such branch: the writer's union has 2")
+
+    return read
+
+
+def _wide_union(reads: tuple[Read, ...]) -> Read:
+    def read(data: bytes, position: int) -> tuple[Any, int]:
+        index, position = read_long(data, position)
+        if not 0 <= index < len(reads):
+            raise Unreadable(f"no such branch: the writer's union has {len(reads)}")
+        return reads[index](data, position)
+
+    return read
