@@ -5,6 +5,7 @@ Nothing is opened here. All mistakes are found in one pass and reported together
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -26,7 +27,16 @@ if TYPE_CHECKING:  # start-up time: the client is loaded where a topic uses a re
     from deimos_async.schemas.registry import SchemaRegistry
     from deimos_async.settings import Settings
 
-__all__ = ["Codecs", "Plan", "PlannedConsumer", "PlannedTopic", "RequiredTopic", "make_plan", "required_topics"]
+__all__ = [
+    "Codecs",
+    "Plan",
+    "PlannedConsumer",
+    "PlannedTopic",
+    "RequiredTopic",
+    "make_plan",
+    "required_topics",
+    "with_codecs",
+]
 
 
 class Codecs:
@@ -51,6 +61,9 @@ class Codecs:
         if found is None:
             name = self.backend_name(options)
             uses_registry = schema_backend(name).uses_registry
+            if self._embedded is not None:
+                # A registry in this process is empty at first: nobody has registered anything to be looked up.
+                options = dataclasses.replace(options, auto_register=True, use_latest_version=False)
             found = self._codecs[topic] = build_codec(
                 self._settings.producers.topic_prefix + topic,
                 options,
@@ -328,11 +341,7 @@ def _plan_consumer(
             )
         if topic is not None:
             try:
-                convert = payload_converter(
-                    handler.payload_type,
-                    backend=codecs.backend_name(topic.options),
-                    where=f"consumer {spec.name!r}, topic {topic.name!r}",
-                )
+                convert = _converter(spec, handler, topic.name, topic.options, codecs)
             except ConfigurationError as error:
                 found += error.problems
     problems += found
@@ -351,6 +360,36 @@ def _plan_consumer(
         reraise=topic.options.reraise_errors if spec.reraise_errors is None else spec.reraise_errors,
         fatal=tuple(hooks),
         dead_letter_topic=dead_letter_topic(topic.kafka_name, settings.consumers.dead_letter_topic),
+    )
+
+
+def with_codecs(plan: Plan, codecs: Codecs) -> Plan:
+    """The same plan, consumers' instances included, with payloads and keys read and written by other codecs.
+
+    Raises:
+        ConfigurationError: A topic's schema or key, or a handler's type, cannot be used with them.
+    """
+    topics = {
+        name: dataclasses.replace(topic, codec=codecs.codec(name, topic.options)) for name, topic in plan.topics.items()
+    }
+    consumers = [
+        dataclasses.replace(
+            consumer,
+            topic=topics[consumer.topic.name],
+            convert=_converter(consumer.spec, consumer.handler, consumer.topic.name, consumer.topic.options, codecs),
+        )
+        for consumer in plan.consumers
+    ]
+    return Plan(topics, tuple(consumers))
+
+
+def _converter(
+    spec: ConsumerSpec, handler: HandlerSpec, topic: str, options: TopicOptions, codecs: Codecs
+) -> Callable[[Any], Any] | None:
+    return payload_converter(
+        handler.payload_type,
+        backend=codecs.backend_name(options),
+        where=f"consumer {spec.name!r}, topic {topic!r}",
     )
 
 

@@ -21,7 +21,7 @@ EVENT_NAMES: frozenset[str] = frozenset(
         "deimos.outbox.produce",
     }
 )
-"""The six events of Deimos 2.6, by the same names, and `deimos.error` (a failed delivery, a consumer that stopped)."""
+"""The events of Deimos 2.6, by the same names, and `deimos.error` (a failed delivery, a consumer that stopped)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """What `subscribe` returns; `cancel()` ends it."""
+    """What `subscribe` returns; `cancel()` ends it, any number of times."""
 
     name: str
     callback: Callable[[Event], object]
@@ -61,19 +61,23 @@ class EventBus:
     """
 
     def __init__(self) -> None:
-        self._subscribers: dict[str, list[Callable[[Event], object]]] = {}
+        self._subscribers: dict[str, list[Subscription]] = {}
 
     def subscribe(self, name: str, callback: Callable[[Event], object]) -> Subscription:
-        """Call `callback(event)` each time. Raises ValueError for a name that does not exist."""
+        """Call `callback(event)` each time. Raises ValueError for a name that does not exist.
+
+        A callback that is subscribed twice is called twice; each subscription is cancelled by itself.
+        """
         _check(name)
         subscribers = self._subscribers.setdefault(name, [])
-        subscribers.append(callback)
 
         def cancel() -> None:
-            if callback in subscribers:
-                subscribers.remove(callback)
+            # By identity: an equal callback may have a subscription of its own.
+            subscribers[:] = [other for other in subscribers if other is not subscription]
 
-        return Subscription(name, callback, cancel)
+        subscription = Subscription(name, callback, cancel)
+        subscribers.append(subscription)
+        return subscription
 
     def clear(self, name: str | None = None) -> None:
         """Forget the subscribers of one event, or all."""
@@ -101,8 +105,8 @@ class EventBus:
         subscribers = self._subscribers.get(name)
         if subscribers:
             event = Event(name, payload, duration, error)
-            for subscriber in tuple(subscribers):
-                subscriber(event)
+            for subscription in tuple(subscribers):
+                subscription.callback(event)
 
     @contextmanager
     def measure(self, name: str, payload: dict[str, Any]) -> Iterator[None]:

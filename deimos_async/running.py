@@ -319,17 +319,16 @@ class Running:
         await supervisor.start([backend, self._preparation])
         if "consumers" not in self._parts:
             return
-        self._runners = [self._runner(consumer) for consumer in self.plan.consumers]
+        self._runners = [self.runner(consumer) for consumer in self.plan.consumers]
         stack.push_async_callback(
             supervisor.stop, *self._runners, timeout=settings.consumers.shutdown_timeout + _STOP_MARGIN
         )
         await supervisor.start(self._runners)
 
-    def _runner(self, consumer: PlannedConsumer) -> ConsumerRunner:
+    def work(self, consumer: PlannedConsumer) -> Work:
+        """What a consumer does with its records, in this run."""
         given = self._given
         settings, spec, topic = given.settings, consumer.spec, consumer.topic
-        consumers = settings.consumers
-        broker = self.brokers[topic.options.cluster]
         producer = self._dead_letter_producers[topic.options.cluster]
         database = self.database
 
@@ -345,7 +344,7 @@ class Running:
                 # A subscriber's own error must not hide why the consumer stops.
                 logger.exception("a subscriber of deimos.error failed")
 
-        work = Work(
+        return Work(
             name=spec.name,
             group=consumer.kafka_group,
             topic=topic.kafka_name,
@@ -355,7 +354,7 @@ class Running:
             concurrency=spec.concurrency,
             ordering=spec.ordering,
             delivery=spec.delivery,
-            max_buffered=consumers.max_buffered,
+            max_buffered=settings.consumers.max_buffered,
             call=build_call(
                 consumer.handler,
                 open_session=None if database is None else database.session,
@@ -372,6 +371,13 @@ class Running:
             payload_log=topic.options.payload_log,
             on_failure=failed,
         )
+
+    def runner(self, consumer: PlannedConsumer) -> ConsumerRunner:
+        """A service that runs a consumer, not started."""
+        settings, spec, topic = self._given.settings, consumer.spec, consumer.topic
+        consumers = settings.consumers
+        broker = self.brokers[topic.options.cluster]
+        work = self.work(consumer)
         start_from = spec.start_from
         options = ConsumerOptions(
             group=consumer.kafka_group,

@@ -7,18 +7,22 @@ The reference page of settings is made from these classes. Durations are seconds
 
 from __future__ import annotations
 
+import difflib
+import json
 import os
 import tomllib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from deimos_async.errors import ConfigurationError
-from deimos_async.topics import Backoff, OnError, PayloadLog, Then
+from deimos_async.topics import Backoff, OnError, PayloadLog, Then, registry_url_problem
 
 __all__ = [
     "ConsumersSettings",
@@ -31,11 +35,14 @@ __all__ = [
     "Settings",
     "flatten",
     "load_settings",
+    "setting_fields",
+    "variable_name",
 ]
 
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 _PREFIX = "DEIMOS_"
+_FILE_SUFFIX = "_file"
 
 
 class _Group(BaseModel):
@@ -81,18 +88,26 @@ class KafkaSettings(_Group):
     """Partitions of topics that are made, unless the topic says otherwise."""
     replication_factor: int = -1
     """Replicas of topics that are made; -1 takes the broker's default."""
-    extra: dict[str, Any] = Field(default_factory=dict)
+    # Options of the client may be passwords, whose names we do not know: the repr leaves all of them out.
+    extra: dict[str, Any] = Field(default_factory=dict, repr=False)
     """Further options for the client library, by its own names."""
 
     @field_validator("bootstrap_servers")
     @classmethod
-    def _servers(cls, value: str) -> str:
+    def _check_servers(cls, value: str) -> str:
         servers = [server.strip() for server in value.split(",")]
-        for server in servers:
+        for number, server in enumerate(servers, 1):
             host, colon, port = server.rpartition(":")
-            if not (colon and host and port.isdigit() and 0 < int(port) < 65536):
-                raise ValueError(f"{server!r} is not host:port; give host:port[,host:port...]")
+            if not (colon and host and port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+                raise ValueError(f"entry {number} is not host:port; give host:port[,host:port...]")
         return ",".join(servers)
+
+    @field_validator("replication_factor")
+    @classmethod
+    def _check_replication_factor(cls, value: int) -> int:
+        if value != -1 and value < 1:
+            raise ValueError("must be at least 1, or -1 for the broker's default")
+        return value
 
 
 class SchemaSettings(_Group):
@@ -132,6 +147,14 @@ class SchemaSettings(_Group):
     """Seconds for which the newest version of a subject is taken as known."""
     missing_ttl: Seconds = 10.0
     """Seconds for which an id or subject that the registry does not know is not asked for again."""
+
+    @field_validator("registry_url")
+    @classmethod
+    def _check_registry_url(cls, value: str) -> str:
+        problem = registry_url_problem(value, "schema.user", "schema.password")
+        if problem is not None:
+            raise ValueError(problem)
+        return value
 
 
 class OnErrorSettings(_Group):
@@ -221,40 +244,99 @@ class LoggingSettings(_Group):
     """Of messages: `full` payloads and keys, `headers`, `keys`, or their `count`."""
 
 
+_collected: ContextVar[list[str] | None] = ContextVar("deimos_async.settings.collected", default=None)
+
+
+def _report(problem: str) -> None:
+    """Keep the problem where `load_settings` collects them; elsewhere raise it at once."""
+    collected = _collected.get()
+    if collected is None:
+        raise ConfigurationError(problem)
+    collected.append(problem)
+
+
 def _nested(pairs: Iterable[tuple[tuple[str, ...], Any]]) -> dict[str, Any]:
-    """`[(("kafka", "ssl_ca"), "x")]` -> `{"kafka": {"ssl_ca": "x"}}`."""
+    """`[(("kafka", "ssl_ca"), "x")]` -> `{"kafka": {"ssl_ca": "x"}}`. A later pair of the same path wins."""
     tree: dict[str, Any] = {}
     for path, value in pairs:
         branch = tree
-        for step in path[:-1]:
+        for depth, step in enumerate(path[:-1], 1):
             below = branch.setdefault(step, {})
             if not isinstance(below, dict):
-                raise ConfigurationError(
-                    f"setting {'.'.join(path)!r}: {step!r} is given both as a value and as a group"
-                )
+                _report(f"setting {'.'.join(path[:depth])!r} is given both as a value and as a group")
+                break
             branch = below
-        branch[path[-1]] = value
+        else:
+            if isinstance(branch.get(path[-1]), dict) and not isinstance(value, dict):
+                _report(f"setting {'.'.join(path)!r} is given both as a value and as a group")
+            else:
+                branch[path[-1]] = value
     return tree
 
 
-class _FileVariables(PydanticBaseSettingsSource):
-    """`DEIMOS_SCHEMA__PASSWORD_FILE=/run/secrets/registry`: the value is that file's text, without the last newline."""
+def variable_name(path: Iterable[str]) -> str:
+    """`("kafka", "ssl_ca")` -> `DEIMOS_KAFKA__SSL_CA`."""
+    return _PREFIX + "__".join(path).upper()
+
+
+class _Variables(PydanticBaseSettingsSource):
+    """`DEIMOS_SCHEMA__USER=me`, and `DEIMOS_SCHEMA__PASSWORD_FILE=/run/secrets/registry`, whose value is that file's
+    text without its last line break. A group or mapping may be given as a whole, as a JSON object.
+
+    Names without `__` that are no setting are left alone: orchestrators put addresses of a service called "deimos"
+    under that prefix. One that is a setting but for the doubled underscore is a mistake.
+    """
 
     def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
         raise NotImplementedError  # the port asks for it; the whole tree is given by __call__
 
     def __call__(self) -> dict[str, Any]:
-        found: list[tuple[tuple[str, ...], Any]] = []
-        for name, path in os.environ.items():
-            if not (name.startswith(_PREFIX) and name.endswith("_FILE") and "__" in name):
+        found: dict[tuple[str, ...], tuple[str, str]] = {}
+        for name, value in sorted(os.environ.items()):
+            if not name.startswith(_PREFIX):
                 continue
-            try:
-                text = Path(path).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigurationError(f"{name}: cannot read the file that it names ({_reason(error)})") from error
-            setting = name[len(_PREFIX) : -len("_FILE")].lower()
-            found.append((tuple(setting.split("__")), text.removesuffix("\n").removesuffix("\r")))
-        return _nested(found)
+            path = tuple(name[len(_PREFIX) :].lower().split("__"))
+            if len(path) == 1 and path[0] not in Settings.model_fields:
+                self._check_underscores(name, path[0])
+                continue
+            text: str | None = value
+            if path[-1].endswith(_FILE_SUFFIX):
+                path = (*path[:-1], path[-1].removesuffix(_FILE_SUFFIX))
+                text = self._read(name, value)
+            if path in found:
+                _report(f"{found[path][0]} and {name} are both set; keep one of them")
+            elif text is not None:
+                found[path] = name, text
+        pairs: list[tuple[tuple[str, ...], Any]] = []
+        # Short paths first, so that DEIMOS_KAFKA__SSL_CA stands above the same setting within DEIMOS_KAFKA.
+        for path, (name, text) in sorted(found.items(), key=lambda item: len(item[0])):
+            pairs += self._pairs(name, path, text)
+        return _nested(pairs)
+
+    def _pairs(self, name: str, path: tuple[str, ...], text: str) -> Iterable[tuple[tuple[str, ...], Any]]:
+        if not _is_mapping(path):
+            return [(path, text)]
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            _report(f"{name} is a group of settings: give a JSON object, or {name}__<NAME> for each setting in it")
+            return []
+        return flatten(value, path)
+
+    def _read(self, name: str, path: str) -> str | None:
+        try:
+            # Text mode makes one "\n" of every kind of line break.
+            return Path(path).read_text(encoding="utf-8").removesuffix("\n")
+        except (OSError, ValueError) as error:
+            _report(f"{name}: cannot read the file that it names ({_reason(error)})")
+            return None
+
+    def _check_underscores(self, name: str, joined: str) -> None:
+        for path, _ in setting_fields():
+            if joined == "_".join(path):
+                _report(f"{name} is not read, as groups are joined by two underscores; call it {variable_name(path)}")
 
 
 class _Toml(PydanticBaseSettingsSource):
@@ -268,13 +350,17 @@ class _Toml(PydanticBaseSettingsSource):
         path = Path(named or "deimos.toml")
         if not named and not path.is_file():
             return {}
+        where = f"{path} (named by DEIMOS_CONFIG)" if named else str(path)
         try:
             with path.open("rb") as file:
                 return tomllib.load(file)
-        except OSError as error:
-            raise ConfigurationError(f"DEIMOS_CONFIG names {path}, which cannot be read ({_reason(error)})") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"{path} is not valid TOML: {error}") from error
+            # The parser's text may quote the file, and with it a secret; the place is all that is needed.
+            place = str(error).rpartition("(at ")[2].removesuffix(")") if "(at " in str(error) else "not UTF-8"
+            _report(f"{where} is not valid TOML ({place})")
+        except (OSError, ValueError) as error:
+            _report(f"{where} cannot be read ({_reason(error)})")
+        return {}
 
 
 def _reason(error: Exception) -> str:
@@ -291,8 +377,6 @@ with warnings.catch_warnings():
         model_config = SettingsConfigDict(
             frozen=True,
             extra="forbid",
-            env_prefix=_PREFIX,
-            env_nested_delimiter="__",
             use_attribute_docstrings=True,
             hide_input_in_errors=True,
             nested_model_default_partial_update=True,
@@ -324,7 +408,7 @@ with warnings.catch_warnings():
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return (init_settings, env_settings, _FileVariables(settings_cls), _Toml(settings_cls))
+            return (init_settings, _Variables(settings_cls), _Toml(settings_cls))
 
 
 def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -336,23 +420,49 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
     Raises:
         ConfigurationError: Every mistake at once; each names the setting and the variable, never a value.
     """
-    nested = _nested(flatten(overrides or {}))
-    problems = list(_unknown_file_variables())
+    problems: list[str] = []
+    collecting = _collected.set(problems)
     try:
-        settings = Settings(**nested)
+        settings = Settings(**_nested(flatten(overrides or {})))
     except ValidationError as error:
         problems += [_explain(detail) for detail in error.errors(include_input=False, include_url=False)]
-    except ConfigurationError as error:
-        problems += error.problems
-    except Exception as error:
-        # pydantic-settings wraps a variable that is not JSON where a mapping is expected in an error of its own
-        problems.append(f"settings: {error}")
-    if problems:
-        raise ConfigurationError(*problems)
-    problems += _check_together(settings)
+    finally:
+        _collected.reset(collecting)
+    if not problems:
+        problems += _check_together(settings)
     if problems:
         raise ConfigurationError(*problems)
     return settings
+
+
+def setting_fields(
+    group: type[BaseModel] | None = None, above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
+    """Every setting, in order of the classes, as `(("kafka", "ssl_ca"), field)`; groups give what is in them."""
+    for name, field in (group or Settings).model_fields.items():
+        path = (*above, name)
+        if _is_group(field.annotation):
+            yield from setting_fields(field.annotation, path)
+        else:
+            yield path, field
+
+
+def _is_group(annotation: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _is_mapping(path: tuple[str, ...]) -> bool:
+    """Whether the setting is a group or a mapping, which a variable gives as JSON."""
+    annotation: Any = Settings
+    for step in path:
+        if _is_group(annotation):
+            field = annotation.model_fields.get(step)
+            annotation = None if field is None else field.annotation
+        elif get_origin(annotation) is dict:
+            annotation = get_args(annotation)[1]
+        else:
+            return False
+    return _is_group(annotation) or get_origin(annotation) is dict
 
 
 def flatten(overrides: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], Any]]:
@@ -367,23 +477,16 @@ def flatten(overrides: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterab
             yield path, value
 
 
-def _unknown_file_variables() -> Iterable[str]:
-    for name in os.environ:
-        if name.startswith(_PREFIX) and "__" in name and name.endswith("_FILE"):
-            plain = name.removesuffix("_FILE")
-            if plain in os.environ:
-                yield f"{name} and {plain} are both set; keep one of them"
-
-
 def _explain(detail: Any) -> str:
     path = [str(step) for step in detail["loc"]]
     name = ".".join(path)
-    variable = _PREFIX + "__".join(path).upper()
-    kind = detail["type"]
-    if kind == "extra_forbidden":
-        return f"setting {name!r} (variable {variable}) does not exist; remove it or mend its name"
+    if detail["type"] == "extra_forbidden":
+        known = [".".join(known_path) for known_path, _ in setting_fields()]
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {close[0]!r}?" if close else "remove it or mend its name"
+        return f"setting {name!r} (variable {variable_name(path)}) does not exist; {hint}"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"setting {name!r} (variable {variable}): {message}"
+    return f"setting {name!r} (variable {variable_name(path)}): {message}"
 
 
 def _check_together(settings: Settings) -> Iterable[str]:
@@ -417,6 +520,8 @@ def _check_together(settings: Settings) -> Iterable[str]:
         yield "settings 'schema.token' and 'schema.user' exclude each other; keep one way of authentication"
     if schema.password is not None and schema.user is None:
         yield "setting 'schema.password' is given without 'schema.user'"
+    if consumers.on_error.backoff_maximum < consumers.on_error.backoff_initial:
+        yield "setting 'consumers.on_error.backoff_maximum' must be at least 'consumers.on_error.backoff_initial'"
     if consumers.heartbeat_interval * 3 > consumers.session_timeout:
         yield "setting 'consumers.heartbeat_interval' must be at most a third of 'consumers.session_timeout'"
     if consumers.shutdown_timeout >= consumers.rebalance_timeout:

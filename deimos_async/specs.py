@@ -190,6 +190,8 @@ def handler_spec(function: Callable[..., Any], *, batch: bool, name: str) -> Han
     is_async = _is_async(function)
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         problems.append(f"consumer {name!r}: a handler cannot be a generator; it returns nothing")
+    if problems:
+        raise ConfigurationError(*problems)
     payload_type: Any = Any
     arguments: list[Argument] = []
     wanted = "list[Message]" if batch else "Message"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Final, Literal, TypeAlias, TypedDict, get_args
+from urllib.parse import urlsplit
 
 from deimos_async.errors import ConfigurationError
 
@@ -25,6 +27,7 @@ __all__ = [
     "TopicOptionArguments",
     "TopicOptions",
     "merge_options",
+    "registry_url_problem",
     "split_schema_name",
 ]
 
@@ -117,7 +120,7 @@ class Backoff:
     maximum: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.initial <= 0 or self.maximum < self.initial:
+        if not (0 < self.initial <= self.maximum < float("inf")):
             raise ConfigurationError(
                 f"Backoff(initial={self.initial}, maximum={self.maximum}): "
                 "initial must be above 0 and maximum at least as large (both in seconds)"
@@ -154,6 +157,11 @@ class OnError:
             problems.append(f"OnError(then={self.then!r}): one of {', '.join(map(repr, get_args(Then)))}")
         for name in ("retry_topics", "include", "exclude", "wait_on"):
             object.__setattr__(self, name, _as_tuple(getattr(self, name)))
+        problems += [
+            f"OnError(retry_topics=...): takes delays in seconds, above 0, not {delay!r}"
+            for delay in self.retry_topics
+            if isinstance(delay, bool) or not isinstance(delay, (int, float)) or not isfinite(delay) or delay <= 0
+        ]
         for name in ("include", "exclude", "wait_on"):
             problems += [
                 f"OnError({name}=...): takes exception classes, not {cls!r}"
@@ -183,7 +191,7 @@ class TopicOptions:
     schema_backend: str = UNSET
     registry_url: str | None = UNSET
     registry_user: str | None = UNSET
-    registry_password: Any = UNSET
+    registry_password: Any = dataclasses.field(default=UNSET, repr=False)
     cluster: str = UNSET
     """Name of the cluster in `clusters.<name>`; `"default"` is that of `kafka.*`."""
     payload_log: PayloadLog = UNSET
@@ -199,6 +207,12 @@ class TopicOptions:
     replication_factor: int = UNSET
     topic_config: Mapping[str, str] = UNSET
     """Broker settings of the topic for `topics create`, e.g. `{"cleanup.policy": "compact"}`. Mappings merge."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.registry_url, str):
+            problem = registry_url_problem(self.registry_url, "registry_user", "registry_password")
+            if problem is not None:
+                raise ConfigurationError(f"registry_url: {problem}")
 
     def given(self) -> dict[str, Any]:
         """The options that were said."""
@@ -266,6 +280,28 @@ def merge_options(*layers: TopicOptions) -> TopicOptions:
             else:
                 merged[name] = value
     return TopicOptions(**merged)
+
+
+def registry_url_problem(urls: str, user_option: str, password_option: str) -> str | None:
+    """What is wrong with the URLs of a schema registry, joined by commas; None if nothing is.
+
+    Credentials in a URL would show up wherever it is told (logs, errors, the repr): they are refused, and the text
+    does not repeat them.
+
+    Args:
+        user_option, password_option: Names of the options that take the credentials instead.
+    """
+    for url in urls.split(","):
+        try:
+            parts = urlsplit(url.strip())
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a bracket or port that cannot be read
+            return "is not a URL; give http://host:port or https://host:port, several joined by commas"
+        if "@" in parts.netloc:
+            return f"must not hold credentials; give them as {user_option!r} and {password_option!r}"
+        if not usable:
+            return "must be http://host:port or https://host:port, several joined by commas"
+    return None
 
 
 def split_schema_name(schema: str, namespace: str | None) -> str:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import KafkaError
 
 from deimos_async.brokers.kafka_errors import describe, translate
@@ -26,16 +27,30 @@ _ABANDON_TIMEOUT = 2.0
 """Seconds for cancelled tasks and closed connections to go."""
 
 
-async def connect(start: Callable[[], Awaitable[Any]], options: KafkaOptions, setting: str) -> None:
+async def connect(start: Callable[[], Coroutine[Any, Any, Any]], options: KafkaOptions, setting: str) -> None:
     """Start a client within the connect timeout.
 
     Raises:
         BrokerUnavailableError: Nobody answered; names the setting and the servers.
         BrokerError: The brokers refused.
     """
+    starting = asyncio.get_running_loop().create_task(start(), name="start kafka client")
     try:
-        async with asyncio.timeout(options.connect_timeout):
-            await start()
+        await asyncio.wait({starting}, timeout=options.connect_timeout)
+    finally:
+        if not starting.done():
+            # A connection that is being opened is known to nobody but the coroutine that opens it.
+            connections = _connections_of(starting)
+            starting.cancel()
+            await asyncio.wait({starting}, timeout=_ABANDON_TIMEOUT)
+            if starting.done() and not starting.cancelled():
+                starting.exception()  # would be reported if nobody asked
+            for connection in connections:
+                connection.close()
+    try:
+        if starting.cancelled():
+            raise TimeoutError("no answer")
+        starting.result()
     except (TimeoutError, OSError) as error:
         raise _unavailable(error, options, setting) from error
     except KafkaError as error:
@@ -43,6 +58,16 @@ async def connect(start: Callable[[], Awaitable[Any]], options: KafkaOptions, se
         if isinstance(translated, BrokerUnavailableError):
             raise _unavailable(error, options, setting) from error
         raise translated from error
+
+
+def _connections_of(task: asyncio.Task[Any]) -> set[AIOKafkaConnection]:
+    """Connections that are local to the coroutines of a suspended task."""
+    found = set()
+    coroutine: Any = task.get_coro()
+    while (frame := getattr(coroutine, "cr_frame", None)) is not None:
+        found |= {value for value in frame.f_locals.values() if isinstance(value, AIOKafkaConnection)}
+        coroutine = coroutine.cr_await
+    return found
 
 
 def _unavailable(error: BaseException, options: KafkaOptions, setting: str) -> BrokerUnavailableError:

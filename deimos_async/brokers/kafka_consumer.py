@@ -123,6 +123,8 @@ class KafkaConsumer:
         self._signal = asyncio.Event()
         self._is_woken = False
         self._error: Exception | None = None
+        self._before_unreadable: int | None = None
+        """Records to ask for at most, while there is one that cannot be read behind them."""
 
     async def start(self) -> None:
         """Connect, and begin to join; `on_assigned` tells when that is done.
@@ -175,6 +177,8 @@ class KafkaConsumer:
                 error, self._error = self._error, None
                 raise error
             await self._harvest()
+            if self._before_unreadable is not None:
+                max_records = min(max_records, self._before_unreadable)
             if self._is_settled:
                 if self._undecided:
                     await self._decide_again(deadline)
@@ -271,32 +275,40 @@ class KafkaConsumer:
                             "offset to where it shall go on"
                         ) from error
             case UnicodeDecodeError():
-                await self._read_carefully(client, error)
+                await self._unreadable(client, error)
             case kafka.KafkaError() | OSError():
                 raise translate(error, f"group {group!r}: fetch failed") from error
             case _:
                 raise error
 
-    async def _read_carefully(self, client: AIOKafkaConsumer, error: UnicodeDecodeError) -> None:
-        """Find the record whose header name is not UTF-8. aiokafka drops what it had read before it, to read it again.
+    def _find_unreadable(self, client: AIOKafkaConsumer) -> tuple[KafkaPartition, int] | None:
+        """Partition and offset of the record whose header name is not UTF-8, after aiokafka has failed at it."""
+        for partition, result in client._fetcher._records.items():
+            records = getattr(result, "_partition_records", None)
+            iterator = getattr(records, "_records_iterator", None)
+            # The generator that raised has no frame any more, and stands at the record.
+            if records is not None and iterator is not None and iterator.gi_frame is None:
+                return partition, records.next_fetch_offset
+        return None
 
-        The records before it are held for the next `fetch`; if there are none, the error names the record.
+    async def _unreadable(self, client: AIOKafkaConsumer, error: UnicodeDecodeError) -> None:
+        """Raise for a record that aiokafka cannot give us, unless there are others before it in its partition.
+
+        aiokafka has dropped those and fetches them again; then no more than they are asked for.
         """
-        for partition in client.assignment():
-            while True:
-                try:
-                    records = await client.getmany(partition, timeout_ms=0, max_records=1)
-                except UnicodeDecodeError:
-                    _repair_fetch_count(client)
-                    if self._held:
-                        return
-                    raise BrokerError(
-                        f"group {self._options.group!r}: topic {partition.topic!r} partition {partition.partition} "
-                        f"offset {await client.position(partition)}: the name of a header is not UTF-8"
-                    ) from error
-                if not records:
-                    break
-                self._hold(records)
+        found = self._find_unreadable(client)
+        if found is None:
+            raise BrokerError(f"group {self._options.group!r}: the name of a header is not UTF-8") from error
+        partition, offset = found
+        before = offset - await client.position(partition)
+        if before > 0:
+            self._before_unreadable = before
+            return
+        self._before_unreadable = None
+        raise BrokerError(
+            f"group {self._options.group!r}: topic {partition.topic!r} partition {partition.partition} "
+            f"offset {offset}: the name of a header is not UTF-8; the client library cannot read this record"
+        ) from error
 
     def wake(self) -> None:
         """End the wait of a running `fetch`, or of the next one, at once."""
@@ -376,6 +388,7 @@ class KafkaConsumer:
             raise BrokerError(f"cannot seek in topic {partition.topic!r} partition {partition.partition}: not assigned")
         self._drop_fetched({partition})
         self._undecided.discard(partition)
+        self._before_unreadable = None
         self._client.seek(KafkaPartition(*partition), offset)
         self._signal.set()
 
@@ -546,6 +559,7 @@ class KafkaConsumer:
         self._held.clear()
         self._paused.clear()
         self._served.clear()
+        self._before_unreadable = None
 
     def _drop_fetched(self, partitions: Iterable[TopicPartition]) -> None:
         """Forget records that were fetched but not handed out, those in the ended `getmany` included."""

@@ -6,7 +6,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,8 +23,8 @@ EXIT_FAILURE = 1
 """Something that was to work did not: brokers away, a consumer that stopped."""
 
 
-def load_app(target: str, settings: Mapping[str, Any]) -> Deimos:
-    """Import the application and put settings of the command line above its own.
+def load_app(target: str) -> Deimos:
+    """Import the application.
 
     Raises:
         ConfigurationError: The target is not `module:attribute`, cannot be found, or is no `Deimos`.
@@ -48,9 +48,6 @@ def load_app(target: str, settings: Mapping[str, Any]) -> Deimos:
         found = getattr(found, step)
     if not isinstance(found, Deimos):
         raise ConfigurationError(f"APP {target!r} is {type(found).__name__}, not a Deimos application")
-    if settings:
-        # The command's process ends with the run, so the change is never taken back.
-        found.with_settings(settings).__enter__()
     return found
 
 

@@ -53,8 +53,9 @@ def run(app: str, embedded: bool, only: tuple[str, ...], workers: int | None, lo
 
             arguments = [app, *(part for name in only for part in ("--only", name))]
             sys.exit(run_workers([*arguments, "--loop", loop, "--log-level", log_level], workers))
-        application = load_app(app, {"embedded": True} if embedded else {})
-        sys.exit(run_loop(loop, lambda: serve(application, only or None)))
+        application = load_app(app)
+        with application.with_settings({"embedded": True} if embedded else {}):
+            sys.exit(run_loop(loop, lambda: serve(application, only or None)))
 
 
 def run_loop(loop: str, main: Callable[[], Awaitable[int]]) -> int:

@@ -26,7 +26,7 @@ def topics() -> None:
 def list_topics(app: str, as_json: bool) -> None:
     """Show each topic and whether it exists."""
     with reporting():
-        states = asyncio.run(_ask(load_app(app, {})))
+        states = asyncio.run(_ask(load_app(app)))
         _show(states, as_json)
 
 
@@ -36,7 +36,7 @@ def list_topics(app: str, as_json: bool) -> None:
 def create(app: str, as_json: bool) -> None:
     """Make the topics that do not exist; those that do are left as they are."""
     with reporting():
-        application = load_app(app, {})
+        application = load_app(app)
         made = asyncio.run(_create(application))
         if as_json:
             click.echo(json.dumps({"created": [state.required.name for state in made]}))

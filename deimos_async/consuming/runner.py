@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from deimos_async.brokers.protocol import Broker, BrokerConsumer, ConsumerOptions
@@ -65,6 +65,8 @@ class ConsumerRunner:
         self._workers: set[asyncio.Task[None]] = set()
         self._tasks: asyncio.TaskGroup | None = None
         self.started = False
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when records have been handled, or put off, or the consumer must stop."""
 
     # --- service -----------------------------------------------------------------------------------------------
 
@@ -139,7 +141,12 @@ class ConsumerRunner:
                 next_lag = now + _LAG_INTERVAL
                 self._tell_lag()
 
+    async def commit(self) -> None:
+        """Commit what has ended now, before the interval is over."""
+        await self._committer.commit(list(self._dispatcher.partitions.values()))
+
     def _changed(self) -> None:
+        self.on_change()
         if self._dispatcher.failure is not None:
             self._fetcher.stop()
         else:

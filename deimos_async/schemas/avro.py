@@ -4,9 +4,9 @@
 container file of one record with the schema embedded, `avro_validation` JSON text that was validated, for tests. All
 three coerce, validate and describe a schema in the same way.
 
-Encoding is our own code and not fastavro's, since a union must be written with the branch that was chosen; decoding, too,
-since resolution is decided once for a pair of schemas and hostile bytes must not end the process. Tests compare both with
-fastavro.
+Encoding is our own code and not fastavro's, since a union must be written with the branch that was chosen; so is
+decoding, since resolution is decided once for a pair of schemas, and since bytes that nest deeply, or ask for endless
+empty items, must not end the process (both do in fastavro 1.13). Tests compare both directions with fastavro.
 
 One value does not come back as it was: a `float` has 32 bits, so 1.1 is read back as the nearest such number.
 """
@@ -41,7 +41,7 @@ from deimos_async.schemas.avro_writing import WriterFactory, put_long
 from deimos_async.schemas.coercion import Unfit, epoch_micros
 from deimos_async.schemas.protocol import NO_DEFAULT, CompiledSchema, SchemaField
 
-__all__ = ["BACKENDS", "AvroBackend", "CompiledAvro"]
+__all__ = ["AvroBackend", "CompiledAvro", "avro_local", "avro_schema_registry", "avro_validation"]
 
 Decoder = Callable[[bytes, int], Any]
 
@@ -134,7 +134,7 @@ class CompiledAvro:
         """
         if writer is None or writer.text == self.text:
             return self._decode
-        return self._decoders(writer)
+        return self._decoders(writer)  # type: ignore[arg-type]  # compiled schemas are compared by identity
 
     def _decoder_of(self, writer: CompiledSchema) -> Decoder:
         return self._decoding(self._reading(writer))
@@ -174,7 +174,7 @@ class CompiledAvro:
         return source
 
     def schema_fields(self) -> tuple[SchemaField, ...]:
-        """Top-level fields; `type` as the JSON of the schema, `default` as its JSON, too. Empty for what is no record."""
+        """Top-level fields, `type` and `default` as the schema's JSON has them. Empty for what is no record."""
         if self.node.kind != "record":
             return ()
         types = {entry["name"]: entry["type"] for entry in json.loads(self.text)["fields"]}
@@ -459,9 +459,9 @@ def _key_field(value: Node, field: str) -> Field:
     return found
 
 
-BACKENDS: tuple[AvroBackend, ...] = (
-    AvroBackend("avro_schema_registry", CompiledAvro, uses_registry=True),
-    AvroBackend("avro_local", CompiledAvroContainer),
-    AvroBackend("avro_validation", CompiledAvroJson),
-)
-"""The backends of this module, by their names in `schema.backend`."""
+avro_schema_registry = AvroBackend("avro_schema_registry", CompiledAvro, uses_registry=True)
+"""Plain binary bodies, for the Confluent format."""
+avro_local = AvroBackend("avro_local", CompiledAvroContainer)
+"""Object container files, which carry their schema."""
+avro_validation = AvroBackend("avro_validation", CompiledAvroJson)
+"""Validated JSON, for tests."""

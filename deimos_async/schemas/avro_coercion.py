@@ -3,9 +3,10 @@
 Conversions of single values are in `coercion`; here they go down into records, arrays, maps and unions, defaults are
 filled, unknown fields dropped or refused, and the errors of a payload collected with their paths.
 
-Unions: null is null. A value that fits a branch as it stands goes to that branch; else the first branch in declared order
-takes it that it can be coerced to. Inside a union nothing is dropped to make a value fit: unknown fields are errors there
-at every depth. A list or a mapping becomes the text of a string branch only if the union has no branch of their own kind.
+Unions: null is null. A value that fits a branch as it stands goes to that branch; else the first branch in declared
+order takes it that it can be coerced to. Inside a union nothing is dropped to make a value fit: unknown fields are
+errors there at every depth. A list or a mapping becomes the text of a string branch only if the union has no branch of
+its own kind.
 """
 
 from __future__ import annotations

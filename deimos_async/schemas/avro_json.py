@@ -1,9 +1,10 @@
 """Avro values as JSON that a reader can follow, and back to the same Python values.
 
-The backend `avro_validation` carries payloads in this form. Records are objects, and what JSON has itself is itself. Bytes
-and fixed are text of code points below 256, as in Avro's own JSON encoding; logical types are text: ISO dates and times,
-decimals in digits, UUIDs. Floats that JSON lacks are `"NaN"`, `"Infinity"`, `"-Infinity"`. A union with one branch besides
-null is written bare, another one as `{"branch": value}`, since JSON alone would not tell its branches apart.
+The backend `avro_validation` carries payloads in this form. Records are objects, and what JSON has itself is itself.
+Bytes and fixed are text of code points below 256, as in Avro's own JSON encoding; logical types are text: ISO dates and
+times, decimals in digits, UUIDs. Floats that JSON lacks are `"NaN"`, `"Infinity"`, `"-Infinity"`. A union with one
+branch besides null is written bare, another one as `{"branch": value}`, since JSON alone would not tell its branches
+apart.
 """
 
 from __future__ import annotations

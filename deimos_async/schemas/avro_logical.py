@@ -1,7 +1,7 @@
 """Avro's logical types: what Python value stands for a long, an int, a string, bytes or a fixed.
 
-Source: Apache Avro specification 1.12, "Logical Types". A logical type that is unknown, or not valid where it stands,
-is ignored as the specification wants; so are `duration` and the timestamps in nanoseconds, which a datetime cannot hold.
+Source: Apache Avro specification 1.12, "Logical Types". A logical type that is unknown, or not valid where it
+stands, is ignored as the specification wants; so are `duration` and timestamps in nanoseconds, which no datetime holds.
 """
 
 from __future__ import annotations

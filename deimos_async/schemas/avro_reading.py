@@ -2,8 +2,8 @@
 
 Schema resolution is decided when the functions are made; a message pays only for what is in it. What cannot be resolved
 becomes a function that fails when it is reached, so a union or an optional part that never occurs does no harm.
-Input may be hostile: lengths are checked against the bytes that are left, indexes and ranges are checked, and nesting is
-bounded by the interpreter's own limit.
+Input may be hostile: lengths are checked against the bytes that are left, indexes and ranges are checked, and nesting
+is bounded by the interpreter's own limit.
 Source: Apache Avro specification 1.12, "Binary Encoding" and "Schema Resolution"; of several matching branches of a
 reader's union the one of the same type is preferred to one that needs a promotion, as Java's implementation does.
 """
@@ -41,7 +41,7 @@ _PROMOTIONS: Mapping[str, frozenset[str]] = {
 
 
 class Unreadable(Exception):
-    """Bytes that are not what the writer's schema says, or do not resolve to the reader's. `path` grows on the way up."""
+    """Bytes that are not what the writer's schema says, or do not resolve to the reader's. `path` grows going up."""
 
     def __init__(self, problem: str, path: str = "") -> None:
         super().__init__(problem)

@@ -1,6 +1,6 @@
 """An Avro schema as a graph of nodes: parsed, names resolved, checked; and written back as one self-contained text.
 
-Everything else about Avro (`avro_coercion`, `avro_writing`, `avro_reading`, `avro_json`) turns these nodes into functions.
+Everything else about Avro (`avro_coercion`, `avro_writing`, `avro_reading`, `avro_json`) turns nodes into functions.
 Source of the rules: Apache Avro specification 1.12, "Schema Declaration" and "Names".
 """
 

@@ -78,7 +78,7 @@ def exact_key(value: Any) -> tuple[type, bool]:
         return cls, False
     for kind in _KINDS:
         if isinstance(value, kind):
-            return kind, kind is datetime and value.tzinfo is not None
+            return kind, isinstance(value, datetime) and value.tzinfo is not None
     if isinstance(value, Mapping):
         return dict, False
     return (list, False) if isinstance(value, list | tuple) else (cls, False)

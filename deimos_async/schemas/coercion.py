@@ -265,22 +265,26 @@ def to_text(value: Any) -> str:
         return value.isoformat()
     if isinstance(value, bytes | bytearray | memoryview):
         raise Unfit("expected text, got bytes: decode them first")
-    own_text = type(value).__str__ is not object.__str__ and value is not None
     if isinstance(value, list | tuple | AbstractSet) or (not isinstance(value, Decimal | UUID) and _is_object(value)):
         try:
             return json.dumps(_json_form(value), ensure_ascii=False, separators=(",", ":"), default=_json_form)
         except (TypeError, ValueError, RecursionError) as error:
             raise Unfit(f"the {kind_of(value)} cannot be written as JSON text") from error
-    if own_text:
+    if value is not None and _has_own_text(type(value)):
         return str(value)
     raise _expected("text", value)
+
+
+def _has_own_text(cls: type) -> bool:
+    # every object has a __str__; the one that all share says nothing about the value
+    return getattr(cls, "__str__", None) is not object.__str__
 
 
 def _is_object(value: Any) -> bool:
     cls = type(value)
     if isinstance(value, Mapping) or callable(getattr(cls, "model_dump", None)):
         return True
-    if cls.__str__ is not object.__str__:
+    if _has_own_text(cls):
         return False
     return dataclasses.is_dataclass(cls) or callable(getattr(cls, "to_dict", None))
 

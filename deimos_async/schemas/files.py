@@ -91,9 +91,9 @@ class SchemaFiles:
                     absent[name] = SchemaNotFoundError(f"{error} (it is used by {user})")
                     continue
                 waiting.append((name, named[name]))
-        for name, error in absent.items():
+        for name, not_found in absent.items():
             if name not in nested:
-                raise error
+                raise not_found
             named[name] = nested[name]
         return text, named
 

@@ -5,17 +5,23 @@ A key never disappears for being falsy: 0, "" and False are keys, only None is n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import date, time
-from decimal import Decimal
-from enum import Enum
+from collections.abc import Callable, Mapping
 from typing import Any
-from uuid import UUID
 
 from deimos_async.errors import DecodeError, EncodeError
-from deimos_async.topics import FieldKey, KeyConfig, NoKey, PlainKey, SchemaKey
+from deimos_async.schemas.coercion import Unfit, as_mapping, kind_of, to_text
+from deimos_async.topics import UNSET, FieldKey, KeyConfig, NoKey
 
-__all__ = ["PAYLOAD_KEY", "choose_key", "field_value", "key_name", "plain_key", "plain_key_text", "unwrap", "wrap"]
+__all__ = [
+    "PAYLOAD_KEY",
+    "check_presence",
+    "choose_key",
+    "field_value",
+    "key_name",
+    "picking",
+    "plain_key",
+    "text_decoder",
+]
 
 PAYLOAD_KEY = "payload_key"
 """Name under which a payload may carry its key."""
@@ -27,33 +33,43 @@ def choose_key(config: KeyConfig, payload: Any, key: Any) -> tuple[Any, Any]:
     The key that was given wins, then `payload_key`, then the field of a `FieldKey`, else None. The payload that was
     given is not changed.
 
-    Source: Deimos 2.6, key selection; it differs in that a topic without keys refuses one instead of crashing.
+    Args:
+        config: How the topic's keys are made, or UNSET.
+        key: UNSET or None: not given.
+
+    Source: Deimos 2.6, key selection.
     """
     inside = None
     if isinstance(payload, Mapping) and PAYLOAD_KEY in payload:
         inside = payload[PAYLOAD_KEY]
         payload = {name: value for name, value in payload.items() if name != PAYLOAD_KEY}
-    if key is None:
+    if key is UNSET or key is None:
         key = inside
-    if key is None and isinstance(config, FieldKey) and payload is not None:
+    if key is None and isinstance(config, FieldKey):
         key = field_value(payload, config.field)
     return payload, key
 
 
-def check_presence(config: KeyConfig, key: Any, topic: str) -> None:
+def check_presence(config: KeyConfig, key: Any) -> None:
     """Raises EncodeError for a key that is missing, or that the topic does not have."""
     if isinstance(config, NoKey):
         if key is not None:
-            raise EncodeError("a key was given, but this topic has no keys (key=Key.none())", topic=topic)
-    elif key is None:
+            raise EncodeError("this topic has no keys (it is declared with key=Key.none()), but a key was given")
+    elif config is UNSET:
         raise EncodeError(
-            "a key is required: give key=, payload_key in the payload, or declare the topic with key=Key.none()",
-            topic=topic,
+            "the topic is declared without key=, so nothing can be sent to it; "
+            "declare it with Key.field(...), Key.schema(...), Key.plain(), or Key.none()"
+        )
+    elif key is None:
+        field = f", the field {config.field!r}" if isinstance(config, FieldKey) else ""
+        raise EncodeError(
+            f"a key is required: give key={field} or payload_key in the payload; "
+            "use Key.none() for a topic without keys"
         )
 
 
 def field_value(payload: Any, field: str) -> Any:
-    """The value of a field, dotted for a nested one; None if anything on the way is missing or None."""
+    """Value of a field of a mapping or object, dotted for a nested one; None if anything on the way is missing."""
     value = payload
     for step in field.split("."):
         value = value.get(step) if isinstance(value, Mapping) else getattr(value, step, None)
@@ -62,58 +78,68 @@ def field_value(payload: Any, field: str) -> Any:
     return value
 
 
-def key_name(config: FieldKey) -> str:
+def key_name(field: str) -> str:
     """Name of the one field of the key schema: the last part of a dotted field."""
-    return config.field.rpartition(".")[2]
+    return field.rpartition(".")[2]
 
 
-def wrap(config: FieldKey | SchemaKey, key: Any) -> Any:
-    """What the key schema describes: a scalar field key becomes `{field: key}`, a mapping is taken as it is."""
-    if isinstance(config, FieldKey) and not isinstance(key, Mapping):
-        return {key_name(config): key}
-    return key
+def picking(decode: Callable[[bytes | None], Any], field: str, topic: str) -> Callable[[bytes | None], Any]:
+    """A decoder of keys that gives the one field's value instead of the mapping around it."""
 
+    def decode_field(data: bytes | None) -> Any:
+        value = decode(data)
+        if value is None:
+            return None
+        try:
+            return value[field]
+        except (KeyError, TypeError, IndexError) as error:
+            raise DecodeError(
+                f"the key was written without the field {field!r} of key=Key.field(...)", topic=topic
+            ) from error
 
-def unwrap(config: FieldKey | SchemaKey, value: Any) -> Any:
-    """The reverse: the bare value of a field key, the mapping of a schema key."""
-    return value[key_name(config)] if isinstance(config, FieldKey) else value
+    return decode_field
 
 
 def plain_key(key: Any) -> bytes:
-    """The text of a key, UTF-8; bytes as they are.
+    """The text of a key in UTF-8; bytes as they are.
+
+    Text is as in coercion: `true` and `false`, ISO dates, the value of an enum member. Mappings, lists and objects of
+    fields have no one text form, and equal keys must have equal bytes.
 
     Raises:
-        EncodeError: It has no one text form (a mapping, a list, an object).
+        EncodeError: The key has no text form.
     """
-    if isinstance(key, (bytes, bytearray, memoryview)):
+    if isinstance(key, str):
+        text = str(key) if type(key) is str else to_text(key)
+    elif isinstance(key, bytes | bytearray | memoryview):
         return bytes(key)
-    if isinstance(key, Enum):
-        key = key.value
-    if isinstance(key, bool):
-        return b"true" if key else b"false"
-    if isinstance(key, (str, int, float, Decimal, UUID)):
-        return str(key).encode()
-    if isinstance(key, (date, time)):
-        return key.isoformat().encode()
-    raise EncodeError(
-        f"Key.plain() takes text, numbers, UUIDs and dates, not {type(key).__name__}; "
-        "use Key.schema(...) for a key of several fields"
-    )
-
-
-def plain_key_text(data: bytes) -> str:
-    """Raises DecodeError if it is not UTF-8."""
+    elif as_mapping(key) is not None or isinstance(key, list | tuple | set | frozenset):
+        raise EncodeError(
+            f"a plain key is text, a number, a date or the like, not {kind_of(key)}; "
+            "use Key.schema(...) for keys of several fields"
+        )
+    else:
+        try:
+            text = to_text(key)
+        except Unfit as error:
+            raise EncodeError(error.field_errors()) from None
     try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise DecodeError(f"the key is not UTF-8 at byte {error.start}; it is declared as Key.plain()") from error
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise EncodeError("the key has half of a surrogate pair and no UTF-8 form") from error
 
 
-def is_schema_key(config: object) -> bool:
-    """Whether keys of this kind have a schema."""
-    return isinstance(config, (FieldKey, SchemaKey))
+def text_decoder(topic: str) -> Callable[[bytes | None], str | None]:
+    """The reverse of `plain_key`, as far as there is one: keys come back as text. Raises DecodeError if not UTF-8."""
 
+    def decode_text(data: bytes | None) -> str | None:
+        if data is None:
+            return None
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            raise DecodeError(
+                f"the key is not UTF-8 at byte {error.start}, but is declared as Key.plain()", topic=topic
+            ) from error
 
-def is_plain_key(config: object) -> bool:
-    """Whether keys of this kind are text."""
-    return isinstance(config, PlainKey)
+    return decode_text

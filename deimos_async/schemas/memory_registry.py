@@ -1,72 +1,103 @@
-"""A schema registry in this process: for `--embedded` and for tests."""
+"""A schema registry in this process, for tests and `--embedded`."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
-from deimos_async.errors import SchemaNotFoundError
+from deimos_async.errors import RegistryError, SchemaNotFoundError
 from deimos_async.schemas.protocol import RegisteredSchema, SchemaReference
 
 __all__ = ["MemorySchemaRegistry"]
 
+_INVALID_SCHEMA = 42201
+
+_Content = tuple[str, str, tuple[SchemaReference, ...]]
+
 
 class MemorySchemaRegistry:
-    """Ids from 1; the same text has the same id under every subject; versions count for each subject. Never away."""
+    """`SchemaRegistry` that keeps everything in memory and is never away.
+
+    Ids count from 1; the same text of the same type with the same references has one id under all subjects. Versions
+    count from 1 in each subject. Any later version is accepted: compatibility is not checked. A text that is not JSON
+    (for `AVRO` and `JSON`) and an unknown reference are refused with a RegistryError, as real registries do. No method
+    awaits anything, so it may be used in any event loop and after `close`.
+    """
 
     def __init__(self) -> None:
-        self._by_id: list[RegisteredSchema] = []
-        self._subjects: dict[str, list[RegisteredSchema]] = {}
+        self._ids: dict[_Content, int] = {}
+        self._contents: list[_Content] = []
+        self._subjects: dict[str, list[int]] = {}
 
     async def register(
         self, subject: str, text: str, *, schema_type: str = "AVRO", references: Sequence[SchemaReference] = ()
     ) -> RegisteredSchema:
-        """The schema under that subject, made if it is not there."""
+        """See `SchemaRegistry.register`."""
+        content = (schema_type, text, tuple(references))
+        id = self._ids.get(content)
+        if id is None:
+            self._check(subject, content)
+            self._contents.append(content)
+            id = self._ids[content] = len(self._contents)
         versions = self._subjects.setdefault(subject, [])
-        for version in versions:
-            if (version.text, version.schema_type, version.references) == (text, schema_type, tuple(references)):
-                return version
-        known = next(
-            (s for s in self._by_id if (s.text, s.schema_type, s.references) == (text, schema_type, tuple(references))),
-            None,
-        )
-        id = known.id if known is not None else len(self._by_id) + 1
-        registered = RegisteredSchema(id, text, schema_type, tuple(references), subject, len(versions) + 1)
-        versions.append(registered)
-        if known is None:
-            self._by_id.append(registered)
-        return registered
+        if id not in versions:
+            versions.append(id)
+        return self._registered(id, subject, versions.index(id) + 1)
 
     async def lookup(
         self, subject: str, text: str, *, schema_type: str = "AVRO", references: Sequence[SchemaReference] = ()
     ) -> RegisteredSchema:
-        """Raises SchemaNotFoundError if it is not registered under that subject."""
-        for version in self._subjects.get(subject, ()):
-            if (version.text, version.schema_type, version.references) == (text, schema_type, tuple(references)):
-                return version
-        raise SchemaNotFoundError(f"the schema is not registered under subject {subject!r}")
+        """See `SchemaRegistry.lookup`."""
+        id = self._ids.get((schema_type, text, tuple(references)))
+        versions = self._subjects.get(subject, [])
+        if id is None or id not in versions:
+            raise SchemaNotFoundError(f"the schema registry has no such schema under subject {subject!r}")
+        return self._registered(id, subject, versions.index(id) + 1)
 
     async def by_id(self, id: int) -> RegisteredSchema:
-        """Raises SchemaNotFoundError for an id that was never given."""
-        if not 0 < id <= len(self._by_id):
-            raise SchemaNotFoundError(f"no schema has the id {id}")
-        return self._by_id[id - 1]
+        """See `SchemaRegistry.by_id`."""
+        if not 0 < id <= len(self._contents):
+            raise SchemaNotFoundError(f"the schema registry has no schema with id {id}")
+        return self._registered(id, None, None)
 
     async def latest(self, subject: str) -> RegisteredSchema:
-        """Raises SchemaNotFoundError for a subject without versions."""
+        """See `SchemaRegistry.latest`."""
         versions = self._subjects.get(subject)
-        if not versions:
-            raise SchemaNotFoundError(f"no subject {subject!r}")
-        return versions[-1]
+        if versions is None:
+            raise SchemaNotFoundError(f"the schema registry has no version of subject {subject!r}")
+        return self._registered(versions[-1], subject, len(versions))
 
     async def version(self, subject: str, version: int) -> RegisteredSchema:
-        """Raises SchemaNotFoundError for a version that does not exist."""
+        """See `SchemaRegistry.version`."""
         versions = self._subjects.get(subject, [])
         if not 0 < version <= len(versions):
-            raise SchemaNotFoundError(f"subject {subject!r} has no version {version}")
-        return versions[version - 1]
+            raise SchemaNotFoundError(f"the schema registry has no version {version} of subject {subject!r}")
+        return self._registered(versions[version - 1], subject, version)
 
     async def ping(self) -> None:
-        """Always there."""
+        """It is there."""
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """There is nothing to close, and what is known stays known."""
+
+    def _check(self, subject: str, content: _Content) -> None:
+        schema_type, text, references = content
+        problem = None
+        if schema_type in ("AVRO", "JSON"):
+            try:
+                json.loads(text)
+            except (ValueError, RecursionError):
+                problem = f"the text is not JSON, as schema type {schema_type} needs it"
+        for reference in references:
+            if not 0 < reference.version <= len(self._subjects.get(reference.subject, [])):
+                problem = f"reference to version {reference.version} of unknown subject {reference.subject!r}"
+        if problem is not None:
+            raise RegistryError(
+                f"the schema registry refuses the schema for subject {subject!r}: {problem}",
+                status=422,
+                code=_INVALID_SCHEMA,
+            )
+
+    def _registered(self, id: int, subject: str | None, version: int | None) -> RegisteredSchema:
+        schema_type, text, references = self._contents[id - 1]
+        return RegisteredSchema(id, text, schema_type, references, subject, version)

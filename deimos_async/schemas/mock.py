@@ -14,13 +14,13 @@ from deimos_async.errors import DecodeError, EncodeError
 from deimos_async.schemas.coercion import as_mapping
 from deimos_async.schemas.protocol import CompiledSchema, SchemaField
 
-__all__ = ["MOCK", "MockBackend", "MockSchema"]
+__all__ = ["MockBackend", "MockSchema", "mock"]
 
 _KEY = "key of "
 
 
 class MockSchema:
-    """Text becomes `payload-encoded` and `payload-decoded`; values of mappings get `encoded-` and `decoded-` before them.
+    """Text becomes `payload-encoded` and `payload-decoded`, values of mappings get `encoded-` and `decoded-` in front.
 
     Nothing is checked and there are no fields (port `CompiledSchema`).
     """
@@ -97,7 +97,7 @@ class MockBackend:
         return ()
 
 
-MOCK = MockBackend()
+mock = MockBackend()
 
 
 def _json_object(data: bytes) -> dict[str, Any] | None:

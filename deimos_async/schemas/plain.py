@@ -8,7 +8,7 @@ from typing import Any
 from deimos_async.errors import ConfigurationError, EncodeError
 from deimos_async.schemas.protocol import CompiledSchema, SchemaField
 
-__all__ = ["PLAIN", "PlainBackend", "PlainSchema"]
+__all__ = ["PlainBackend", "PlainSchema", "plain"]
 
 
 class PlainSchema:
@@ -79,4 +79,4 @@ class PlainBackend:
         return ()
 
 
-PLAIN = PlainBackend()
+plain = PlainBackend()

@@ -42,8 +42,9 @@ class Span(Protocol):
 class Tracing(Protocol):
     """Spans, and trace context in message headers (W3C `traceparent`, `tracestate`)."""
 
-    enabled: bool
-    """False: nobody listens; callers may leave out every other call."""
+    @property
+    def enabled(self) -> bool:
+        """False: nobody listens; callers may leave out every other call. May change while the application runs."""
 
     def produce_span(self, topic: str, *, count: int = 1) -> AbstractContextManager[Span]:
         """Span of kind producer around sending `count` messages; it is the current span within the block."""

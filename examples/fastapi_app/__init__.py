@@ -1,0 +1,1 @@
+"""A web application that takes orders, and the consumer that works on them, in one process."""

@@ -1,0 +1,1 @@
+"""A shop: orders become invoices, parcels and figures."""
