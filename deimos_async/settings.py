@@ -264,13 +264,12 @@ def _nested(pairs: Iterable[tuple[tuple[str, ...], Any]]) -> dict[str, Any]:
             below = branch.setdefault(step, {})
             if not isinstance(below, dict):
                 _report(f"setting {'.'.join(path[:depth])!r} is given both as a value and as a group")
-                break
+                below = branch[step] = {}
             branch = below
+        if isinstance(branch.get(path[-1]), dict) and not isinstance(value, dict):
+            _report(f"setting {'.'.join(path)!r} is given both as a value and as a group")
         else:
-            if isinstance(branch.get(path[-1]), dict) and not isinstance(value, dict):
-                _report(f"setting {'.'.join(path)!r} is given both as a value and as a group")
-            else:
-                branch[path[-1]] = value
+            branch[path[-1]] = value
     return tree
 
 
@@ -323,7 +322,7 @@ class _Variables(PydanticBaseSettingsSource):
         if not isinstance(value, dict):
             _report(f"{name} is a group of settings: give a JSON object, or {name}__<NAME> for each setting in it")
             return []
-        return flatten(value, path)
+        return flatten({path[-1]: value}, path[:-1])
 
     def _read(self, name: str, path: str) -> str | None:
         try:
@@ -481,7 +480,8 @@ def _explain(detail: Any) -> str:
     path = [str(step) for step in detail["loc"]]
     name = ".".join(path)
     if detail["type"] == "extra_forbidden":
-        known = [".".join(known_path) for known_path, _ in setting_fields()]
+        paths = [known for known, _ in setting_fields()]
+        known = sorted({".".join(path[:depth]) for path in paths for depth in range(1, len(path) + 1)})
         close = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {close[0]!r}?" if close else "remove it or mend its name"
         return f"setting {name!r} (variable {variable_name(path)}) does not exist; {hint}"

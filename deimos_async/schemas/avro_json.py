@@ -9,22 +9,25 @@ apart.
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
+from deimos_async.errors import DecodeError
 from deimos_async.schemas.avro_coercion import default_value
+from deimos_async.schemas.avro_compiled import TOO_DEEP, CompiledAvro, Decoder
 from deimos_async.schemas.avro_reading import read_long
 from deimos_async.schemas.avro_types import Node
 from deimos_async.schemas.avro_writing import WriterFactory
 from deimos_async.schemas.coercion import Unfit, as_mapping, key_step, kind_of, unfit_at
-from deimos_async.schemas.protocol import NO_DEFAULT
+from deimos_async.schemas.protocol import NO_DEFAULT, CompiledSchema
 
-__all__ = ["JsonForm"]
+__all__ = ["CompiledAvroJson"]
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
-class JsonForm:
+class _JsonForm:
     """The mapping of one schema. Both functions walk the schema: this is for tests, not for the path of a message.
 
     Args:
@@ -138,3 +141,32 @@ class JsonForm:
         if errors is not None:
             raise Unfit(errors)
         return values
+
+
+class CompiledAvroJson(CompiledAvro):
+    """The same schema, carried as JSON text in the form that this module describes; no writer's schema is needed."""
+
+    def __init__(self, node: Node, *, unknown_fields: str) -> None:
+        super().__init__(node, unknown_fields=unknown_fields)
+        self._form = _JsonForm(self._writers)
+
+    def encode(self, payload: Any) -> bytes:
+        """Compact JSON of a payload, which is validated first. Raises EncodeError."""
+        self._binary(payload)
+        form = self._form.dump(self.node, payload)
+        return json.dumps(form, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+    def decoder(self, writer: CompiledSchema | None = None) -> Decoder:
+        """`decode`; absent fields take their defaults, unknown ones are ignored, and `writer` is not looked at."""
+        return self._decode_json
+
+    def _decode_json(self, data: bytes, offset: int) -> Any:
+        full_name = self.full_name or None
+        try:
+            return self._form.load(self.node, json.loads(data[offset:]))
+        except Unfit as error:
+            raise DecodeError(error.field_errors(), schema=full_name) from None
+        except ValueError as error:
+            raise DecodeError(f"not JSON: {type(error).__name__}", schema=full_name) from error
+        except RecursionError as error:
+            raise DecodeError(TOO_DEEP, schema=full_name) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -162,7 +162,8 @@ def _timestamp(name: str, unit: int) -> Logical:
             return _number(value, coerce, "an aware datetime")
         if value.tzinfo is None:
             raise Unfit("the datetime is naive: add a timezone")
-        return epoch_micros(value) // unit
+        # the first and the last hours of a timezone may lie outside of the years that UTC has
+        return epoch_micros(value if value.tzinfo is UTC else coerce(value)) // unit
 
     if unit == 1:
 

@@ -223,19 +223,20 @@ class RegistrySide:
             raise DecodeError(f"written with schema id {id}: {error}", topic=self._topic) from error
 
     async def _prepare(self) -> None:
-        known, until = self._schema, math.inf
+        own, until = self._schema, math.inf
         found = await self._newest() if self._rules.use_latest_version else None
         if found is not None:
             writing = await self._compile(found)
             until = self._clock() + self._rules.latest_ttl
-            if known is None or writing.text == known.text:
-                known = writing = known or writing
+            if own is not None and writing.text == own.text:
+                writing = own
         else:
-            assert known is not None  # without a file the newest version was found, or that failed
-            found, writing = await self._registered(known), known
+            assert own is not None  # without a file the newest version was found, or that failed
+            found, writing = await self._registered(own), own
         prefix = frame_prefix(found.id)
-        if writing is known:
-            self._readers.setdefault(prefix, known.decoder())
+        if own is None or writing is own:
+            # What is read with the schema that is written needs no question.
+            self._readers.setdefault(prefix, writing.decoder())
         self._writing, self._prefix, self._prepared_until = writing, prefix, until
 
     async def _newest(self) -> RegisteredSchema | None:

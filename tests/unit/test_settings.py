@@ -225,12 +225,13 @@ def test_mistakes_of_all_sources_are_told_at_once(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("DEIMOS_CLUSTERS", "[]")
     found = problems({"schema.backendd": "plain", "producers.delivery_timeout": 0})
     for problem in (
-        "setting 'kafka.client_idd' (variable DEIMOS_KAFKA__CLIENT_IDD) does not exist; did you mean 'kafka.client_id'?",
+        "setting 'kafka.client_idd' (variable DEIMOS_KAFKA__CLIENT_IDD) does not exist; "
+        "did you mean 'kafka.client_id'?",
         "setting 'producers.compression' (variable DEIMOS_PRODUCERS__COMPRESSION): Input should be 'none', 'gzip', "
         "'snappy', 'lz4' or 'zstd'",
         "setting 'consumers.max_records' (variable DEIMOS_CONSUMERS__MAX_RECORDS): Input should be a valid integer, "
         "unable to parse string as an integer",
-        "setting 'kafkaa' (variable DEIMOS_KAFKAA) does not exist; remove it or mend its name",
+        "setting 'kafkaa' (variable DEIMOS_KAFKAA) does not exist; did you mean 'kafka'?",
         "DEIMOS_KAFKA_BOOTSTRAP_SERVERS is not read, as groups are joined by two underscores; "
         "call it DEIMOS_KAFKA__BOOTSTRAP_SERVERS",
         "DEIMOS_SCHEMA__PASSWORD_FILE: cannot read the file that it names (No such file or directory)",
@@ -333,8 +334,8 @@ def test_spaces_around_servers_are_dropped() -> None:
          "kafka.sasl_password": "x"},
         {"kafka.security_protocol": "SASL_SSL", "kafka.sasl_mechanism": "OAUTHBEARER",
          "kafka.sasl_oauth_token_provider": "shop.tokens:fresh"},
-        {"kafka.security_protocol": "SASL_PLAINTEXT", "kafka.sasl_mechanism": "SCRAM-SHA-256", "kafka.sasl_username": "a",
-         "kafka.sasl_password": "x", "kafka.sasl_allow_cleartext": True},
+        {"kafka.security_protocol": "SASL_PLAINTEXT", "kafka.sasl_mechanism": "SCRAM-SHA-256",
+         "kafka.sasl_username": "a", "kafka.sasl_password": "x", "kafka.sasl_allow_cleartext": True},
         {"kafka.security_protocol": "SSL", "kafka.ssl_certificate": "a.pem", "kafka.ssl_key": "a.key"},
         {"kafka.replication_factor": 3},
         {"schema.registry_url": "https://a, https://b", "schema.token": "x"},
@@ -345,8 +346,6 @@ def test_settings_that_fit_together_are_taken(settings: dict[str, Any]) -> None:
 
 
 # --- secrets ---------------------------------------------------------------------------------------------------------
-
-_VALID_FOR_SECRETS = {"schema.user": "me", "kafka.ssl_certificate": "a.pem"}
 
 
 def secret_paths() -> list[str]:

@@ -6,11 +6,12 @@ import asyncio
 from typing import Any
 
 from deimos_async import Deimos
+from deimos_async.testing import DeimosHarness
 
 ORDER = {"item": "lamp", "total": "19.99", "country": "CA"}
 
 
-async def test_placing_an_order_keeps_a_row_and_sends_a_message(deimos: Any, client: Any) -> None:
+async def test_placing_an_order_keeps_a_row_and_sends_a_message(deimos: DeimosHarness, client: Any) -> None:
     answer = await client.post("/orders", json=ORDER)
     assert answer.status_code == 201
     number = answer.json()["id"]
@@ -18,25 +19,25 @@ async def test_placing_an_order_keeps_a_row_and_sends_a_message(deimos: Any, cli
     assert (await client.get(f"/orders/{number}")).json() == ORDER | {"id": number, "state": "placed"}
 
 
-async def test_an_order_that_is_not_valid_sends_nothing(deimos: Any, client: Any) -> None:
+async def test_an_order_that_is_not_valid_sends_nothing(deimos: DeimosHarness, client: Any) -> None:
     answer = await client.post("/orders", json=ORDER | {"total": "-1"})
     assert answer.status_code == 422
     deimos.assert_not_sent("orders")
 
 
-async def test_cancelling_an_order_sends_a_tombstone(deimos: Any, client: Any) -> None:
+async def test_cancelling_an_order_sends_a_tombstone(deimos: DeimosHarness, client: Any) -> None:
     number = (await client.post("/orders", json=ORDER)).json()["id"]
     assert (await client.delete(f"/orders/{number}")).status_code == 204
     deimos.assert_sent("orders", None, key=number)
     assert (await client.get(f"/orders/{number}")).status_code == 404
 
 
-async def test_cancelling_what_is_not_there_sends_nothing(deimos: Any, client: Any) -> None:
+async def test_cancelling_what_is_not_there_sends_nothing(deimos: DeimosHarness, client: Any) -> None:
     assert (await client.delete("/orders/77")).status_code == 404
     deimos.assert_not_sent("orders")
 
 
-async def test_an_order_message_marks_its_row_as_packed(deimos: Any, client: Any) -> None:
+async def test_an_order_message_marks_its_row_as_packed(deimos: DeimosHarness, client: Any) -> None:
     from fastapi_app.main import pack
 
     number = (await client.post("/orders", json=ORDER)).json()["id"]

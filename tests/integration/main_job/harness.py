@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,23 +123,30 @@ class ForeignClient:
     """confluent-kafka with its Avro serializers: what other teams use."""
 
     def __init__(self, bootstrap: str, registry: str, prefix: str) -> None:
-        from confluent_kafka.schema_registry import SchemaRegistryClient
-
         self.bootstrap = bootstrap
         self.prefix = prefix
-        self._registry = SchemaRegistryClient({"url": registry})
+        self._registry_url = registry
 
-    def _serializer(self, schema: str) -> Any:
-        from confluent_kafka.schema_registry.avro import AvroSerializer
+    @contextmanager
+    def _registry_client(self) -> Iterator[Any]:
+        from confluent_kafka.schema_registry import SchemaRegistryClient
 
-        return AvroSerializer(self._registry, schema)
+        with SchemaRegistryClient({"url": self._registry_url}) as client:
+            yield client
 
     def write(self, topic: str, schema: str, key_schema: str, messages: Sequence[tuple[Any, Any]]) -> None:
         """Write (key, value) pairs, both as Avro, and wait until all are acknowledged."""
+        with self._registry_client() as registry:
+            self._write(registry, topic, schema, key_schema, messages)
+
+    def _write(
+        self, registry: Any, topic: str, schema: str, key_schema: str, messages: Sequence[tuple[Any, Any]]
+    ) -> None:
         from confluent_kafka import Producer
+        from confluent_kafka.schema_registry.avro import AvroSerializer
         from confluent_kafka.serialization import MessageField, SerializationContext
 
-        value_serializer, key_serializer = self._serializer(schema), self._serializer(key_schema)
+        value_serializer, key_serializer = AvroSerializer(registry, schema), AvroSerializer(registry, key_schema)
         name = self.prefix + topic
         failures: list[Any] = []
         producer = Producer(
@@ -158,11 +166,15 @@ class ForeignClient:
 
     def read(self, topic: str, count: int) -> list[tuple[Any, Any, dict[str, bytes], int]]:
         """Read that many messages from the start: (key, value, headers, partition)."""
+        with self._registry_client() as registry:
+            return self._read(registry, topic, count)
+
+    def _read(self, registry: Any, topic: str, count: int) -> list[tuple[Any, Any, dict[str, bytes], int]]:
         from confluent_kafka import Consumer
         from confluent_kafka.schema_registry.avro import AvroDeserializer
         from confluent_kafka.serialization import MessageField, SerializationContext
 
-        deserializer = AvroDeserializer(self._registry)
+        deserializer = AvroDeserializer(registry)
         name = self.prefix + topic
         consumer = Consumer(
             {

@@ -1,4 +1,4 @@
-"""Whole programs on a real Kafka: killed, restarted under, stopped. Nothing is lost, only an uncommitted tail doubled."""
+"""Whole programs on a real Kafka: killed, restarted under, stopped. Nothing is lost, a tail at most is doubled."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deimos_async.brokers.kafka import KafkaBroker as Client
-from deimos_async.brokers.kafka import KafkaOptions
 from harness import ForeignClient, Program, duplicates, either, order
 from servers import KafkaBroker
 
+from deimos_async.brokers.kafka import KafkaBroker as Client
+from deimos_async.brokers.kafka import KafkaOptions
 from deimos_async.brokers.protocol import NewTopic
 from deimos_async.message import TopicPartition
 from deimos_async.settings import KafkaSettings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, StrEnum
 from typing import Any
@@ -434,3 +434,10 @@ def test_validation_of_a_union_tells_the_details_of_the_only_branch_of_the_kind(
     schema = compiled(record(("u", ["null", ITEM, "int"])))
     assert set(problems(schema.validate, {"u": {"price": "x", "label": "y"}})) == {"u.price"}
     assert "com.acme.Item" in problems(schema.validate, {"u": 1.5})["u"]
+
+
+def test_moment_that_utc_does_not_have_is_invalid() -> None:
+    first_hour = datetime.min.replace(tzinfo=timezone(timedelta(hours=1)))
+    schema = compiled(record(("a", MILLIS)))
+    for call in (schema.coerce, schema.validate, schema.encode):
+        assert "years" in problems(call, {"a": first_hour})["a"]

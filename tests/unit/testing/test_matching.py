@@ -86,9 +86,13 @@ def test_equal_values_in_other_forms_match(expected: Any, actual: Any) -> None:
         ({"a": [1, 2]}, {"a": [1]}, ["a[1]: expected 2, is missing"]),
         ({"a": [1]}, {"a": [1, 2]}, ["a[1]: not expected, is 2"]),
         ({"a": [1]}, {"a": 1}, ["a: expected [1], is 1"]),
-        ({"p": Price(1)}, {"p": {"amount": 2, "currency": "USD"}}, ["p.amount: expected 1, is 2", "p.currency: expected 'EUR', is 'USD'"]),
+        (
+            {"p": Price(1)},
+            {"p": {"amount": 2, "currency": "USD"}},
+            ["p.amount: expected 1, is 2", "p.currency: expected 'EUR', is 'USD'"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_each_difference_is_told_with_its_path(expected: Any, actual: Any, texts: list[str]) -> None:
     assert described(expected, actual) == texts
 
