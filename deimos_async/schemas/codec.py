@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from deimos_async.errors import ConfigurationError, EncodeError
@@ -169,7 +169,7 @@ class TopicCodec:
             return None
         schema = self._value.writing
         if schema is not self._automatic_of:
-            self._automatic, self._automatic_of = _automatic_fields(schema), schema
+            self._automatic, self._automatic_of = _automatic_fields(schema, now), schema
         if not self._automatic:
             return payload
         fields = as_mapping(payload)
@@ -201,7 +201,8 @@ class TopicCodec:
                 return None
             if side is None:
                 return keys.plain_key(key)
-            if isinstance(config, FieldKey) and as_mapping(key) is None:
+            # scalars first: asking an object for its fields is the slower question
+            if isinstance(config, FieldKey) and (isinstance(key, str | int) or as_mapping(key) is None):
                 key = {keys.key_name(config.field): key}
             return side.encode(side.writing.coerce(key))
         except EncodeError as error:
@@ -229,11 +230,10 @@ def _as_it_is(data: bytes | None) -> bytes | None:
     return data
 
 
-def _automatic_fields(schema: CompiledSchema) -> tuple[str, ...]:
+def _automatic_fields(schema: CompiledSchema, now: datetime) -> tuple[str, ...]:
     automatic = getattr(schema, "automatic", None)
     if automatic is None:
         return ()
-    now = datetime.now(UTC)
     return tuple(name for name in _AUTOMATIC if automatic(name, now) is not NO_DEFAULT)
 
 

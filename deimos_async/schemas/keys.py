@@ -109,8 +109,10 @@ def plain_key(key: Any) -> bytes:
     Raises:
         EncodeError: The key has no text form.
     """
-    if isinstance(key, str):
-        text = str(key) if type(key) is str else to_text(key)
+    if type(key) is str:
+        text = key
+    elif type(key) is int:
+        text = str(key)
     elif isinstance(key, bytes | bytearray | memoryview):
         return bytes(key)
     elif as_mapping(key) is not None or isinstance(key, list | tuple | set | frozenset):

@@ -40,8 +40,8 @@ class DeimosHarness:
     Nothing touches a network: brokers and registry live in this process and begin empty in each test. Producers work as
     ever, each by its own backend, and what they send is kept for `sent_messages`. Consumers run only in
     `consume_message`, `consume_batch` and `run_until_idle`. The database is `engine=` or `database.url`, else a fresh
-    SQLite file. Class consumers are made anew for each test. The harness is what runs the application: a web application
-    in front of it is called without its lifespan, through httpx's `ASGITransport` for one.
+    SQLite file. Class consumers are made anew for each test. The harness is what runs the application: a web
+    application in front of it is called without its lifespan, through httpx's `ASGITransport` for one.
 
     `consumers.reraise_errors` is true unless the test sets it (marker or fixture `deimos_settings`); what a topic or a
     consumer says itself holds as ever.

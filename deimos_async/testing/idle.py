@@ -100,7 +100,7 @@ def _for_a_test(consumer: PlannedConsumer) -> PlannedConsumer:
     """Groups count as having joined when the test began, and incomplete batches wait for nobody."""
     spec = consumer.spec
     start_from = "earliest" if spec.start_from == "latest" else spec.start_from
-    return replace(consumer, spec=replace(spec, start_from=start_from))
+    return replace(consumer, spec=replace(spec, start_from=start_from, max_wait=0.0))
 
 
 async def run_consumers_until_idle(running: Running, *, flush: Callable[[], Awaitable[None]], timeout: float) -> None:

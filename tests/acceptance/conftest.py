@@ -40,11 +40,15 @@ class Launched:
         """Wait until it has printed this text."""
         async with asyncio.timeout(DEADLINE):
             while text not in self.output + self.errors:
-                assert not self._reading.done(), f"it ended without saying {text!r}:\n{self.output}\n{self.errors}"
-                self._said.clear()
-                waits = [asyncio.ensure_future(self._said.wait()), self._reading]
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                waits[0].cancel()
+                await self.says_more(f"without saying {text!r}")
+
+    async def says_more(self, without: str = "too early") -> None:
+        """Wait until it has printed something or has ended; fail if it had ended before."""
+        assert not self._reading.done(), f"it ended {without}:\n{self.output}\n{self.errors}"
+        self._said.clear()
+        waits = [asyncio.ensure_future(self._said.wait()), self._reading]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        waits[0].cancel()
 
     async def ends(self, number: signal.Signals | None = None) -> int:
         """Send a signal, if one is given, and wait for the end; returns the exit status."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import signal
+import sqlite3
 import sys
 import urllib.request
 from pathlib import Path
@@ -29,6 +31,51 @@ async def test_shop_runs_embedded_and_drains_at_sigterm(launch):
     await shop.says("running producers and consumers")
     assert await shop.ends(signal.SIGTERM) == 0, shop.errors
     assert "Error" not in shop.errors
+
+
+ORDERS = """
+import asyncio
+from shop.demo import POISON, order
+from shop.events import app, to_orders
+
+async def main():
+    async with app.running(only=["producers"]):
+        await to_orders.produce_many([{"payload": order(number)} for number in (1, 2, POISON)])
+
+asyncio.run(main())
+"""
+
+
+async def test_shop_on_kafka_books_each_order_and_collects_the_one_to_nowhere(
+    launch, tmp_path, kafka_bootstrap, registry_url, unique_name
+):
+    environment = {
+        "DEIMOS_KAFKA__BOOTSTRAP_SERVERS": kafka_bootstrap,
+        "DEIMOS_SCHEMA__REGISTRY_URL": registry_url,
+        "DEIMOS_PRODUCERS__TOPIC_PREFIX": f"{unique_name}.",
+        "DEIMOS_DATABASE__URL": f"sqlite+aiosqlite:///{tmp_path}/shop.sqlite3",
+    }
+    ours = (sys.executable, "-m", "deimos_async")
+    creating = await launch(*ours, "topics", "create", "shop.events:app", folder=EXAMPLES, environment=environment)
+    assert await creating.ends() == 0, creating.errors
+    shop = await launch(*ours, "run", "shop.events:app", folder=EXAMPLES, environment=environment)
+    await shop.says("running producers and consumers")
+    customers = await launch(sys.executable, "-c", ORDERS, folder=EXAMPLES, environment=environment)
+    assert await customers.ends() == 0, customers.errors
+    await shop.says(" by complain: ")
+    async with asyncio.timeout(120):
+        while shop.errors.count("by bill: ") < 3 or len(booked(tmp_path / "shop.sqlite3")) < 3:
+            await shop.says_more()
+    assert await shop.ends(signal.SIGTERM) == 0, shop.errors
+    assert booked(tmp_path / "shop.sqlite3") == [1, 2, 1234]
+
+
+def booked(path: Path) -> list[int]:
+    """Order numbers of the invoices in the shop's books; none before it has made its table."""
+    with contextlib.closing(sqlite3.connect(path)) as books:
+        if not books.execute("select 1 from sqlite_master where name = 'invoices'").fetchone():
+            return []
+        return [number for (number,) in books.execute("select order_id from invoices order by order_id")]
 
 
 async def test_web_application_takes_an_order_and_packs_it(launch, tmp_path):

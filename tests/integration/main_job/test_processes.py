@@ -82,13 +82,12 @@ def orders_of(*programs: Program) -> set[int]:
 async def test_member_killed_in_the_middle_loses_nothing_and_doubles_only_its_uncommitted_tail(
     ground: Ground, start: Start
 ) -> None:
-    await ground.write(range(100))
     doomed = await start("ledger:app", ground.environment)
+    await doomed.until(lambda: ": assigned " in doomed.errors)
     other = await start("ledger:app", ground.environment)
+    await other.until(lambda: ": assigned " in other.errors)  # by now both have a share
     programs = [doomed, other]
-    await doomed.until(lambda: len(doomed.handled) > 0)
-    writing = asyncio.create_task(ground.write(range(100, COUNT)))
-    # both members must have a share, and the death must come in the middle of the work
+    writing = asyncio.create_task(ground.write(range(COUNT)))
     await either(programs, lambda: len(doomed.handled) > 1000 and len(other.handled) > 500)
     assert await doomed.end(signal.SIGKILL) == -signal.SIGKILL
     committed = await ground.committed()

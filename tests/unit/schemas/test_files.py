@@ -159,6 +159,6 @@ def test_missing_type_names_the_schema_that_uses_it(tmp_path: Path) -> None:
     write(tmp_path, "com.acme.Order", ("customer", "Customer"))
     write(tmp_path, "com.acme.Customer", ("address", "Adress"))
     write(tmp_path, "com.acme.Address", ("city", "string"))
-    with pytest.raises(SchemaNotFoundError, match="it is used by com.acme.Customer") as caught:
+    with pytest.raises(SchemaNotFoundError, match=r"it is used by com\.acme\.Customer") as caught:
         SchemaFiles(tmp_path).with_dependencies(avro, "com.acme.Order")
     assert "did you mean com.acme.Address" in str(caught.value)

@@ -51,5 +51,5 @@ def test_there_are_no_fields_and_no_key_schemas() -> None:
     assert schema.schema_fields() == ()
     assert plain.missing_types("") == ()
     assert not plain.supports_key_schemas
-    with pytest.raises(ConfigurationError, match="'id'; use Key.plain"):
+    with pytest.raises(ConfigurationError, match=r"'id'; use Key\.plain"):
         plain.key_schema(schema, "id")

@@ -475,6 +475,21 @@ async def test_chain_of_consumers_ends_with_its_last_message(make: Callable[...,
         assert len(deimos.sent_messages()) == 10
 
 
+async def test_group_that_starts_at_the_latest_sees_what_the_test_sent_before(make: Callable[..., Deimos]) -> None:
+    app, seen = make(), []
+    notes = app.topic("notes", key=Key.none())
+    to_notes = app.producer(notes)
+
+    @app.consumer(notes, group="g", start_from="latest")
+    async def read(message: Message) -> None:
+        seen.append(message.payload)
+
+    async with DeimosHarness.running(app) as deimos:
+        await to_notes.produce("x")
+        await deimos.run_until_idle()
+    assert seen == [b"x"]
+
+
 async def test_handler_error_stops_the_run_and_is_raised_with_its_place(shop: Shop, deimos: DeimosHarness) -> None:
     await shop.to_orders.produce({"order_id": 1, "total": 1})
     shop.error = RuntimeError("broken")
