@@ -48,6 +48,22 @@ AGAINST = {
 COUNTS = {"codec": 50_000, "consume": 100_000, "produce": 50_000}
 
 
+PAGE = """# Benchmarks
+
+`make bench` runs them; it starts the servers that it needs. Each case runs in a fresh process, the cases of a table in
+turn, round after round. Ratios are medians over the rounds of ours against the same done by hand with the client alone;
+above 1 ours is cheaper (CPU) or quicker (rate). Machines are shared and noisy: read ratios, not absolute figures. The
+raw rounds are in `results.json`.
+
+Last run: {date}, {rounds} rounds, Python {python}, {packages}, {cores} cores shared with the servers. Avro records of
+about 180 bytes with their frame, keys, one partition. By hand means: `getmany(max_records=500)` and a plain `await` of
+the handler; `create_batch` and `send_batch` of 128 KB, idempotent, with aiokafka's murmur2; `schemaless_reader` and
+`schemaless_writer` with a parsed schema, without coercion or checks.
+
+{table}
+"""
+
+
 def run_case(case: str, topic: str, count: int) -> dict[str, float]:
     """One case in a process of its own."""
     done = subprocess.run(
@@ -135,14 +151,14 @@ def main() -> None:
     RESULTS.write_text(json.dumps(list(kept.values()), indent=1) + "\n")
     packages = ", ".join(f"{name} {version(name)}" for name in ("aiokafka", "fastavro"))
     README.write_text(
-        "# Benchmarks\n\n"
-        "`make bench` runs them; it starts the servers that it needs. Each case runs in a fresh process, the cases of a "
-        "table in turn,\nround after round. Ratios are medians over the rounds of ours against the same done by hand with "
-        "the client alone;\nabove 1 ours is cheaper (CPU) or quicker (rate). Machines are shared and noisy: read ratios, "
-        "not absolute figures.\nThe raw rounds are in `results.json`.\n\n"
-        f"Last run: {datetime.now(UTC):%Y-%m-%d}, {arguments.rounds} rounds, Python {platform.python_version()}, {packages}, "
-        f"{os.cpu_count()} cores shared with the servers.\nAvro records of about 180 bytes with their frame, keys, one "
-        "partition.\n\n" + table(list(kept.values())) + "\n"
+        PAGE.format(
+            date=f"{datetime.now(UTC):%Y-%m-%d}",
+            rounds=arguments.rounds,
+            python=platform.python_version(),
+            packages=packages,
+            cores=os.cpu_count(),
+            table=table(list(kept.values())),
+        )
     )
 
 

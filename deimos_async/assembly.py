@@ -70,6 +70,7 @@ class Codecs:
                 self._files,
                 self._registry(options) if uses_registry else None,
                 name,
+                latest_ttl=self._settings.schema.latest_ttl,
             )
         return found
 
@@ -90,9 +91,11 @@ class Codecs:
             url = options.registry_url
             user = options.registry_user or None
             password, token = _secret(options.registry_password or None), None
+            certificate, key_file = None, None
         else:
             url, user = schema.registry_url, schema.user
             password, token = _secret(schema.password), _secret(schema.token)
+            certificate, key_file = schema.ssl_certificate, _secret(schema.ssl_key)
         key = (str(url), user, password)
         found = self._registries.get(key)
         if found is None:
@@ -106,8 +109,8 @@ class Codecs:
                     password=password,
                     token=token,
                     ssl_ca=schema.ssl_ca,
-                    ssl_certificate=schema.ssl_certificate,
-                    ssl_key=_secret(schema.ssl_key),
+                    ssl_certificate=certificate,
+                    ssl_key=key_file,
                     request_timeout=schema.request_timeout,
                     deadline=schema.deadline,
                     latest_ttl=schema.latest_ttl,
@@ -123,7 +126,9 @@ class Codecs:
 
 
 def _secret(value: Any) -> str | None:
-    return value.get_secret_value() if hasattr(value, "get_secret_value") else value
+    if value is None or isinstance(value, str):
+        return value
+    return str(value.get_secret_value())
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 from typing_extensions import Unpack
 
@@ -14,9 +14,6 @@ from deimos_async.errors import ConfigurationError
 from deimos_async.producing.producer import Producer
 from deimos_async.specs import ConsumerSpec, Delivering, Ordering, check_consumer
 from deimos_async.topics import TOPIC_OPTION_NAMES, FatalError, OnError, Topic, TopicOptionArguments, TopicOptions
-
-if TYPE_CHECKING:
-    from deimos_async.app import Deimos
 
 __all__ = ["Declarations", "Declaring", "Router"]
 
@@ -184,9 +181,9 @@ class Router(Declaring):
 
     def __init__(self) -> None:
         super().__init__()
-        self._app: Deimos | None = None
+        self._app: Declaring | None = None
 
-    def _include_in(self, app: Deimos) -> Declarations:
+    def _include_in(self, app: Declaring) -> Declarations:
         if self._app is not None:
             where = "this" if self._app is app else "another"
             raise ConfigurationError(f"the router is included in {where} application already; include it once")

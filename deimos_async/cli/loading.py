@@ -64,13 +64,20 @@ def reporting() -> Iterator[None]:
         sys.exit(EXIT_FAILURE)
 
 
-def configure_logging(level: str) -> None:
-    """Lines on standard error, unless the application has set up logging itself."""
+def configure_logging(level: str, *, messages: bool) -> None:
+    """Lines on standard error, unless the application has set up logging itself.
+
+    Args:
+        messages: Whether a line for every message is shown, with what `logging.payload_log` allows.
+    """
     if not logging.getLogger().handlers:
         logging.basicConfig(
             level=level.upper(),
             format="%(asctime)s %(levelname)-7s %(name)s %(message)s",
             stream=sys.stderr,
         )
-        # The client's own lines about each request are of no use below warnings.
-        logging.getLogger("aiokafka").setLevel(logging.WARNING)
+        # The clients' own lines about each request are of no use below warnings.
+        for name in ("aiokafka", "httpx2", "httpcore2"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        if not messages:
+            logging.getLogger("deimos_async.messages").setLevel(logging.WARNING)

@@ -38,13 +38,22 @@ logger = logging.getLogger("deimos_async")
     show_default=True,
     help="Unless the application sets up logging itself.",
 )
-def run(app: str, embedded: bool, only: tuple[str, ...], workers: int | None, loop: str, log_level: str) -> None:
+@click.option("--log-messages", is_flag=True, help="A line for every message, as `logging.payload_log` says.")
+def run(
+    app: str,
+    embedded: bool,
+    only: tuple[str, ...],
+    workers: int | None,
+    loop: str,
+    log_level: str,
+    log_messages: bool,
+) -> None:
     """Run APP until SIGTERM or SIGINT, then drain.
 
     Exit status: 0 after a drained stop; 1 when a consumer stopped for an error or no broker could be reached; 2 for
     mistakes in the application or its settings.
     """
-    configure_logging(log_level)
+    configure_logging(log_level, messages=log_messages)
     with reporting():
         if workers is not None:
             if embedded:
@@ -52,7 +61,8 @@ def run(app: str, embedded: bool, only: tuple[str, ...], workers: int | None, lo
             from deimos_async.cli.workers import run_workers  # only for this option
 
             arguments = [app, *(part for name in only for part in ("--only", name))]
-            sys.exit(run_workers([*arguments, "--loop", loop, "--log-level", log_level], workers))
+            arguments += ["--loop", loop, "--log-level", log_level, *(["--log-messages"] if log_messages else [])]
+            sys.exit(run_workers(arguments, workers))
         application = load_app(app)
         with application.with_settings({"embedded": True} if embedded else {}):
             sys.exit(run_loop(loop, lambda: serve(application, only or None)))

@@ -61,4 +61,5 @@ class Committer:
             except BrokerError as error:
                 logger.warning("%s: commit ahead failed, records are fetched again: %s", self._name, error)
                 return False
+            partition.committed = position
             return True

@@ -7,16 +7,22 @@ without a key have no order among each other.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from deimos_async.consuming.offsets import OffsetFrontier
 from deimos_async.message import InboundRecord, TopicPartition
 from deimos_async.specs import Ordering
 
 __all__ = ["Doom", "Lane", "Partition"]
+
+
+class Timer(Protocol):
+    """What wakes a lane later (an event loop's timer handle)."""
+
+    def cancel(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,7 @@ class Lane:
         self.busy = False
         self.queued = False
         self.parked = False
-        self.timer: asyncio.TimerHandle | None = None
+        self.timer: Timer | None = None
         self.waits = 0
         self.splits: list[int] = []
         self.doomed: Doom | None = None
@@ -163,4 +169,6 @@ class Partition:
     def to_commit(self) -> int | None:
         """Position to commit now, or None if nothing new has ended."""
         position = self.frontier.position
-        return None if position is None or position == self.committed else position
+        if position is None or (self.committed is not None and position <= self.committed):
+            return None  # also where more was committed ahead of the handling
+        return position

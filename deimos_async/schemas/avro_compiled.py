@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from functools import lru_cache
 from typing import Any, TypeVar
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from deimos_async.errors import DecodeError, EncodeError, FieldError, SchemaError
 from deimos_async.schemas.avro_coercion import CoercionFactory
@@ -172,16 +172,17 @@ class CompiledAvro:
     def _field(self, name: str) -> Field | None:
         return next((entry for entry in self.node.fields if entry.name == name), None)
 
-    def automatic(self, name: str, now: datetime) -> Any:
+    def automatic(self, name: str, now: datetime, new_id: Callable[[], UUID]) -> Any:
         """The value that fills a field `message_id` or `timestamp` which a payload lacks.
 
-        A message id is a random UUID (version 4), as text or UUID. A timestamp is ISO 8601 text, a datetime or date for
+        A message id is a UUID, as text or UUID. A timestamp is ISO 8601 text, a datetime or date for
         logical types, and for a plain int or long whole seconds since the epoch, as coercion makes them of a datetime.
         Of a union the first branch counts that suits.
 
         Args:
             name: `message_id` or `timestamp`.
             now: Aware.
+            new_id: Makes a message id, e.g. `uuid.uuid4`; called only where one is needed.
 
         Returns:
             The value, or `NO_DEFAULT` where the schema has no such field or its type does not suit.
@@ -193,18 +194,18 @@ class CompiledAvro:
         if make is None:
             return NO_DEFAULT
         for branch in entry.node.branches or (entry.node,):
-            if (value := make(branch, now)) is not NO_DEFAULT:
+            if (value := make(branch, now, new_id)) is not NO_DEFAULT:
                 return value
         return NO_DEFAULT
 
 
-def _message_id(node: Node, now: datetime) -> Any:
+def _message_id(node: Node, now: datetime, new_id: Callable[[], UUID]) -> Any:
     if node.logical is not None:
-        return uuid4() if node.logical.python is UUID else NO_DEFAULT
-    return str(uuid4()) if node.kind == "string" else NO_DEFAULT
+        return new_id() if node.logical.python is UUID else NO_DEFAULT
+    return str(new_id()) if node.kind == "string" else NO_DEFAULT
 
 
-def _timestamp(node: Node, now: datetime) -> Any:
+def _timestamp(node: Node, now: datetime, new_id: Callable[[], UUID]) -> Any:
     if node.logical is not None:
         python, local = node.logical.group
         if python is date:

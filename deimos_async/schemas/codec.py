@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from deimos_async.errors import ConfigurationError, EncodeError
 from deimos_async.schemas import keys
@@ -178,7 +179,7 @@ class TopicCodec:
         missing = [name for name in self._automatic if (value := fields.get(name)) is None or value == ""]
         if not missing:
             return payload
-        return {**fields, **{name: schema.automatic(name, now) for name in missing}}  # type: ignore[attr-defined]
+        return {**fields, **{name: schema.automatic(name, now, uuid4) for name in missing}}  # type: ignore[attr-defined]
 
     def choose_key(self, payload: Any, key: Any) -> tuple[Any, Any]:
         """The payload without `payload_key`, and the key: the one given, else `payload_key`, else the key field."""
@@ -234,7 +235,7 @@ def _automatic_fields(schema: CompiledSchema, now: datetime) -> tuple[str, ...]:
     automatic = getattr(schema, "automatic", None)
     if automatic is None:
         return ()
-    return tuple(name for name in _AUTOMATIC if automatic(name, now) is not NO_DEFAULT)
+    return tuple(name for name in _AUTOMATIC if automatic(name, now, uuid4) is not NO_DEFAULT)
 
 
 def build_codec(

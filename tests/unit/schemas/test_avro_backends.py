@@ -7,7 +7,7 @@ import json
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import fastavro
 import pytest
@@ -269,7 +269,7 @@ NOW = datetime(2026, 11, 24, 12, 30, 0, 123_456, tzinfo=UTC)
 
 def automatic(name: str, kind: Any) -> Any:
     schema = compiled({"type": "record", "name": "R", "fields": [{"name": name, "type": kind}]}, avro_validation)
-    value = schema.automatic(name, NOW)
+    value = schema.automatic(name, NOW, uuid4)
     if value is not NO_DEFAULT:
         schema.encode(schema.coerce({name: value}))
     return value
@@ -323,7 +323,7 @@ def test_message_id_of_another_type_is_not_filled(kind: Any) -> None:
 
 def test_field_that_the_schema_lacks_is_not_filled() -> None:
     schema = compiled(SIMPLE, avro_validation)
-    assert schema.automatic("timestamp", NOW) is NO_DEFAULT
-    assert schema.automatic("test_id", NOW) is NO_DEFAULT
+    assert schema.automatic("timestamp", NOW, uuid4) is NO_DEFAULT
+    assert schema.automatic("test_id", NOW, uuid4) is NO_DEFAULT
     assert schema.has_field("test_id")
     assert not schema.has_field("timestamp")
