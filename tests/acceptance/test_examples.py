@@ -58,7 +58,8 @@ async def test_shop_on_kafka_books_each_order_and_collects_the_one_to_nowhere(
     ours = (sys.executable, "-m", "deimos_async")
     creating = await launch(*ours, "topics", "create", "shop.events:app", folder=EXAMPLES, environment=environment)
     assert await creating.ends() == 0, creating.errors
-    shop = await launch(*ours, "run", "shop.events:app", folder=EXAMPLES, environment=environment)
+    run = (*ours, "run", "shop.events:app", "--log-messages")
+    shop = await launch(*run, folder=EXAMPLES, environment=environment)
     await shop.says("running producers and consumers")
     customers = await launch(sys.executable, "-c", ORDERS, folder=EXAMPLES, environment=environment)
     assert await customers.ends() == 0, customers.errors
