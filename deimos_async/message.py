@@ -158,12 +158,12 @@ class Message(Generic[P]):
     """
 
     __slots__ = ("_headers", "_key", "_payload", "_record")
+    _headers: Headers
 
     def __init__(self, record: InboundRecord, key: Any, payload: P) -> None:
         self._record = record
         self._key = key
         self._payload = payload
-        self._headers: Headers | None = None
 
     @property
     def topic(self) -> str:
@@ -195,10 +195,11 @@ class Message(Generic[P]):
 
     @property
     def headers(self) -> Headers:
-        headers = self._headers
-        if headers is None:
-            headers = self._headers = Headers(self._record.headers)
-        return headers
+        try:
+            return self._headers
+        except AttributeError:  # made when first read: most handlers never do
+            self._headers = Headers(self._record.headers)
+            return self._headers
 
     @property
     def raw_key(self) -> bytes | None:

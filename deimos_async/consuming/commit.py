@@ -17,7 +17,7 @@ logger = logging.getLogger("deimos_async.consuming")
 
 
 class Committer:
-    """Commits the frontiers of partitions. One commit at a time, so that an older one never comes after a newer."""
+    """Commits the positions of partitions. One commit at a time, so that an older one never comes after a newer."""
 
     def __init__(self, name: str, consumer: BrokerConsumer) -> None:
         self._name = name
@@ -42,7 +42,7 @@ class Committer:
                 if error.lost:
                     logger.warning("%s: partitions went before their last commit: %s", self._name, error)
                     for part in moved:
-                        part.closed = True
+                        part.halted = True
                 else:
                     logger.warning("%s: commit failed, tried again later: %s", self._name, error)
                 return False

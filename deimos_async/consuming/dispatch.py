@@ -5,7 +5,7 @@ take lanes in turn and handle their records one after another. A lane whose head
 by a timer and holds up nobody else. Everything here runs in the consumer's own tasks; nothing starts tasks per message.
 
 State of a lane: idle -> queued (has something to do) -> busy (a worker is at it) -> idle, queued again, or parked
-(timer) -> queued. Partitions that are given up are closed: a busy lane ends its head, nothing else begins.
+(timer) -> queued. Partitions that are given up are halted: a busy lane ends its head, nothing else begins.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ message_logger = logging.getLogger("deimos_async.messages")
 
 _YIELD_AFTER = 0.01
 """Seconds of handlers that never wait, after which other tasks (heartbeats among them) get their turn."""
+_LOOK_EVERY = 7
+"""The clock is looked at after so many messages and one (a mask: a power of two less one)."""
 
 
 class Decoding(Protocol):
@@ -122,7 +124,8 @@ class Dispatcher:
     def assign(self, partitions: Iterable[TopicPartition]) -> None:
         """These are ours from now on."""
         for partition in partitions:
-            self.partitions[partition] = Partition(partition, self.work.ordering)
+            added = self.partitions[partition] = Partition(partition, self.work.ordering)
+            added.halted = self._stopping
 
     def add(self, partition: Partition, records: Sequence[InboundRecord]) -> None:
         """Records of an assigned partition, ascending, next after earlier ones."""
@@ -132,7 +135,7 @@ class Dispatcher:
 
     def _offer(self, lane: Lane) -> None:
         """Queue the lane for the workers if there is something to do now."""
-        if lane.queued or lane.busy or lane.parked or not lane.records or self._is_closed(lane.partition):
+        if lane.queued or lane.busy or lane.parked or not lane.records or lane.partition.halted:
             return
         if self.work.batch and not self._is_batch_ready(lane):
             return
@@ -171,11 +174,6 @@ class Dispatcher:
         lane.parked = False
         self._offer(lane)
 
-    def _is_closed(self, partition: Partition) -> bool:
-        if partition.closed or self.failure is not None:
-            return True
-        return self._stopping and not partition.draining
-
     # --- workers -----------------------------------------------------------------------------------------------
 
     async def work_on(self) -> None:
@@ -185,7 +183,7 @@ class Dispatcher:
             lane = await self._ready.get()
             lane.queued = False
             partition = lane.partition
-            if self._is_closed(partition):
+            if partition.halted:
                 continue
             lane.busy = True
             partition.busy += 1
@@ -205,50 +203,67 @@ class Dispatcher:
                 self.on_change()
 
     async def _run_messages(self, lane: Lane) -> None:
-        work, partition, records = self.work, lane.partition, lane.records
+        """Handle what waits in the lane. The loop is the path of every message: it does nothing but the call."""
+        work, partition = self.work, lane.partition
         decode_payload, decode_key, unknown_writer = work.decoding.payload, work.decoding.key, work.decoding.unknown
         call = self._traced_message if work.tracing.enabled else work.call
         logged = message_logger.isEnabledFor(logging.INFO)
         clock = time.perf_counter
-        began = slice_began = clock()
+        began = turn_began = clock()
         handled = 0
+        ended: list[InboundRecord] = []
+        end = ended.append
+        in_order = lane.is_whole_partition
         try:
-            for _ in range(len(records)):
-                if self._is_closed(partition):
+            for record in tuple(lane.records):
+                if partition.halted:
                     return
-                record = records[0]
                 try:
                     message: Message[Any] = Message(record, decode_key(record.key), decode_payload(record.value))
                 except unknown_writer as unknown:
+                    self._settle(lane, ended)
                     await self._learn(lane, record, unknown)
-                    continue
+                    return  # offered again at once
                 except Exception as error:
+                    self._settle(lane, ended)
                     await self._failed(lane, (record,), (), error, undecodable=True)
                     continue
                 try:
                     await call(message)
                 except asyncio.CancelledError as error:
                     _raise_if_ours(error)
+                    self._settle(lane, ended)
                     await self._failed(lane, (record,), (message,), error)
                     continue
                 except Exception as error:
+                    self._settle(lane, ended)
                     await self._failed(lane, (record,), (message,), error)
                     continue
-                partition.finished(lane, record)
+                end(record)
+                if in_order:
+                    partition.position = record.offset + 1
                 handled += 1
                 if logged:
                     self._log_handled((message,))
-                now = clock()
-                if now - slice_began > _YIELD_AFTER:
+                if not handled & _LOOK_EVERY and clock() - turn_began > _YIELD_AFTER:
+                    self._settle(lane, ended)
                     await asyncio.sleep(0)
-                    slice_began = clock()
+                    turn_began = clock()
         finally:
+            self._settle(lane, ended)
             if handled:
                 self._count_handled(handled, clock() - began)
 
+    @staticmethod
+    def _settle(lane: Lane, ended: list[InboundRecord]) -> None:
+        """Take what has ended off the lane."""
+        if ended:
+            lane.partition.finished(lane, ended)
+            ended.clear()
+
     async def _run_batches(self, lane: Lane) -> None:
         work = self.work
-        if self._is_closed(lane.partition) or not lane.records:
+        if lane.partition.halted or not lane.records:
             return
         batch = list(islice(lane.records, lane.splits[-1] if lane.splits else work.max_batch))
         messages, undecodable = await self._decode_batch(lane, batch)
@@ -297,8 +312,7 @@ class Dispatcher:
 
     def _finished(self, lane: Lane, records: Sequence[InboundRecord]) -> None:
         """These records at the lane's head have ended, one way or another."""
-        for record in records:
-            lane.partition.finished(lane, record)
+        lane.partition.finished(lane, records)
         if self.work.batch:
             lane.waiting_since = asyncio.get_running_loop().time()
             if lane.splits:
@@ -418,7 +432,7 @@ class Dispatcher:
         if self.failure is None:
             self.failure = failure
             self.work.on_failure(error, messages)
-        self._stopping = True
+        self._halt()
         self.on_change()
 
     async def _bury(self, lane: Lane) -> None:
@@ -459,7 +473,12 @@ class Dispatcher:
         if self.work.delivery == "at_most_once":
             for partition in self.partitions.values():
                 self._drain_all(partition)
+        self._halt()
+
+    def _halt(self) -> None:
         self._stopping = True
+        for partition in self.partitions.values():
+            partition.halted = not partition.draining or self.failure is not None
 
     def close(self, partitions: Iterable[TopicPartition]) -> list[Partition]:
         """Begin nothing new of these partitions; returns those that were ours."""
@@ -468,7 +487,7 @@ class Dispatcher:
             if self.work.delivery == "at_most_once":
                 self._drain_all(partition)
             else:
-                partition.closed = True
+                partition.halted = True
         return given_up
 
     def _drain_all(self, partition: Partition) -> None:
@@ -495,7 +514,7 @@ class Dispatcher:
         for partition in partitions:
             found = self.partitions.pop(partition, None)
             if found is not None:
-                found.closed = True
+                found.halted = True
 
     # --- telling -----------------------------------------------------------------------------------------------
 

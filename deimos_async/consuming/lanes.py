@@ -38,6 +38,7 @@ class Lane:
     """A queue of records that are handled in order. Only its head is ever being handled.
 
     Attributes:
+        is_whole_partition: Every record of the partition is in this lane.
         records: What waits, the head included while it is being handled.
         attempt: Attempts that the head has had and failed.
         busy: A worker is at it.
@@ -54,6 +55,7 @@ class Lane:
         "attempt",
         "busy",
         "doomed",
+        "is_whole_partition",
         "key",
         "parked",
         "partition",
@@ -65,9 +67,10 @@ class Lane:
         "waits",
     )
 
-    def __init__(self, partition: Partition, key: bytes | None = None) -> None:
+    def __init__(self, partition: Partition, key: bytes | None = None, *, is_whole_partition: bool = False) -> None:
         self.partition = partition
         self.key = key
+        self.is_whole_partition = is_whole_partition
         self.records: deque[InboundRecord] = deque()
         self.attempt = 0
         self.busy = False
@@ -84,43 +87,46 @@ class Partition:
     """One assigned partition: its lanes, its frontier, and how much of it is in our hands.
 
     Attributes:
-        closed: It is being given up: heads that run may end, nothing else begins.
+        halted: It is being given up, or the consumer stops: heads that run may end, nothing else begins.
         draining: It is being given up, but everything in hand is handled first.
         buffered: Records in hand whose handling has not ended.
         busy: Lanes at which a worker is.
         paused: Fetching is paused for backpressure.
+        position: Next offset that the group should read after a restart; None until something has ended.
         committed: Last position that was committed, or None.
         first: Offset of the first record that came in this assignment, or None.
     """
 
     __slots__ = (
         "_by_key",
+        "_frontier",
         "_ordering",
         "_single",
         "buffered",
         "busy",
-        "closed",
         "committed",
         "draining",
         "first",
-        "frontier",
+        "halted",
         "id",
         "paused",
+        "position",
     )
 
     def __init__(self, id: TopicPartition, ordering: Ordering) -> None:
         self.id = id
-        self.frontier = OffsetFrontier()
+        self.position: int | None = None
         self.buffered = 0
         self.busy = 0
-        self.closed = False
+        self.halted = False
         self.draining = False
         self.paused = False
         self.committed: int | None = None
         self.first: int | None = None
         self._ordering = ordering
-        self._single = Lane(self) if ordering == "partition" else None
+        self._single = Lane(self, is_whole_partition=True) if ordering == "partition" else None
         self._by_key: dict[bytes, Lane] = {}
+        self._frontier = None if ordering == "partition" else OffsetFrontier()
 
     def add(self, records: Sequence[InboundRecord], now: float) -> Sequence[Lane]:
         """Put records (ascending, next after earlier ones) into their lanes.
@@ -128,7 +134,6 @@ class Partition:
         Returns:
             Lanes that were touched, each once.
         """
-        self.frontier.started([record.offset for record in records])
         self.buffered += len(records)
         if self.first is None:
             self.first = records[0].offset
@@ -138,6 +143,8 @@ class Partition:
                 single.waiting_since = now
             single.records.extend(records)
             return (single,)
+        assert self._frontier is not None
+        self._frontier.started([record.offset for record in records])
         touched: dict[int, Lane] = {}
         by_key = self._by_key if self._ordering == "key" else None
         for record in records:
@@ -151,14 +158,18 @@ class Partition:
             touched[id(lane)] = lane
         return tuple(touched.values())
 
-    def finished(self, lane: Lane, record: InboundRecord) -> None:
-        """The lane's head has ended, one way or another."""
-        lane.records.popleft()
-        lane.attempt = 0
-        lane.waits = 0
-        self.buffered -= 1
-        self.frontier.finished(record.offset)
-        if not lane.records and lane.key is not None:
+    def finished(self, lane: Lane, records: Sequence[InboundRecord]) -> None:
+        """These records at the lane's head have ended, one way or another."""
+        pop = lane.records.popleft
+        frontier = self._frontier
+        for record in records:
+            pop()
+            if frontier is not None:
+                frontier.finished(record.offset)
+        self.position = frontier.position if frontier is not None else records[-1].offset + 1
+        self.buffered -= len(records)
+        lane.attempt = lane.waits = 0
+        if lane.key is not None and not lane.records:
             self._by_key.pop(lane.key, None)
 
     def lanes(self) -> Iterable[Lane]:
@@ -168,7 +179,7 @@ class Partition:
     @property
     def to_commit(self) -> int | None:
         """Position to commit now, or None if nothing new has ended."""
-        position = self.frontier.position
+        position = self.position
         if position is None or (self.committed is not None and position <= self.committed):
             return None  # also where more was committed ahead of the handling
         return position

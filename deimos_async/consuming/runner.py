@@ -202,7 +202,7 @@ class ConsumerRunner:
         ends = self._consumer.positions_end()
         lags = {}
         for id, partition in self._dispatcher.partitions.items():
-            position = partition.frontier.position
+            position = partition.position
             if position is None:
                 position = partition.first
             if id in ends and position is not None:

@@ -47,7 +47,7 @@ async def test_only_what_has_ended_is_committed_and_only_once() -> None:
     committer = Committer("bill", consumer)  # type: ignore[arg-type]
     partition, lane = partition_with(4, 5)
     assert await committer.commit([partition])
-    partition.finished(lane, lane.records[0])
+    partition.finished(lane, [lane.records[0]])
     assert await committer.commit([partition])
     assert await committer.commit([partition])
     assert consumer.commits == [{P0: 5}]
@@ -58,7 +58,7 @@ async def test_commit_ahead_is_never_moved_back_by_what_ends_later() -> None:
     committer = Committer("bill", consumer)  # type: ignore[arg-type]
     partition, lane = partition_with(0, 1, 2)
     assert await committer.commit_ahead(partition, 3)
-    partition.finished(lane, lane.records[0])
+    partition.finished(lane, [lane.records[0]])
     assert await committer.commit([partition])
     assert consumer.commits == [{P0: 3}]
 
@@ -67,28 +67,28 @@ async def test_failed_commit_is_repeated_and_a_lost_partition_is_closed() -> Non
     consumer = Consumer()
     committer = Committer("bill", consumer)  # type: ignore[arg-type]
     partition, lane = partition_with(0)
-    partition.finished(lane, lane.records[0])
+    partition.finished(lane, [lane.records[0]])
     consumer.error = BrokerUnavailableError("away")
     assert not await committer.commit([partition])
     consumer.error = None
     assert await committer.commit([partition])
     assert consumer.commits == [{P0: 1}]
     other, lane = partition_with(0)
-    other.finished(lane, lane.records[0])
+    other.finished(lane, [lane.records[0]])
     consumer.error = CommitError("gone", lost=True)
     assert not await committer.commit([other])
-    assert other.closed
+    assert other.halted
 
 
 async def test_commits_go_one_after_another() -> None:
     consumer = Consumer()
     committer = Committer("bill", consumer)  # type: ignore[arg-type]
     partition, lane = partition_with(0, 1)
-    partition.finished(lane, lane.records[0])
+    partition.finished(lane, [lane.records[0]])
     consumer.release.clear()
     first = asyncio.create_task(committer.commit([partition]))
     await consumer.entered.wait()
-    partition.finished(lane, lane.records[0])
+    partition.finished(lane, [lane.records[0]])
     second = asyncio.create_task(committer.commit([partition]))
     consumer.release.set()
     assert await first
