@@ -12,11 +12,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from deimos_async.brokers.partitioner import Partitioner, size_bound
-from deimos_async.brokers.protocol import ConsumerOptions, NewTopic, ProducerOptions, RebalanceListener, TopicInfo
+from deimos_async.brokers.protocol import (
+    ConsumerOptions,
+    NewTopic,
+    ProducerOptions,
+    RebalanceListener,
+    StoredOffset,
+    TopicInfo,
+)
 from deimos_async.errors import (
     BrokerError,
     CommitError,
@@ -34,6 +41,8 @@ _log = logging.getLogger(__name__)
 
 _STOP_TIMEOUT = 5.0
 """Seconds that `stop` waits for a callback of the listener that is still running."""
+_READ_RECORDS = 500
+"""Most records in one list of `MemoryBroker.read`."""
 
 
 class MemoryRecord:
@@ -86,13 +95,15 @@ class _Group:
     join until it leaves, is lost, or overruns its rebalance timeout. Assignments are of the current `generation`.
     """
 
-    __slots__ = ("generation", "is_dirty", "members", "name", "offsets", "task")
+    __slots__ = ("generation", "is_dirty", "members", "name", "notes", "offsets", "task")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.generation = 0
         self.members: list[MemoryConsumer] = []
         self.offsets: dict[TopicPartition, int] = {}
+        self.notes: dict[TopicPartition, StoredOffset] = {}
+        """What was stored with a text; out of date where `offsets` says something else."""
         self.is_dirty = False
         self.task: asyncio.Task[None] | None = None
 
@@ -166,6 +177,65 @@ class MemoryBroker:
             TopicNotFoundError: One of them does not exist.
         """
         return {partition: self._log(partition).end for partition in partitions}
+
+    async def begin_offsets(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """First offsets that partitions still hold.
+
+        Raises:
+            TopicNotFoundError: One of them does not exist.
+        """
+        return {partition: self._log(partition).start for partition in partitions}
+
+    async def read(
+        self, ranges: Mapping[TopicPartition, tuple[int, int]], *, limit: int | None = None
+    ) -> AsyncGenerator[Sequence[InboundRecord], None]:
+        """Records without any group; see the port."""
+        stops = {partition: min(stop, self._log(partition).end) for partition, (_, stop) in ranges.items()}
+        for partition, (start, _) in ranges.items():
+            log, stop = self._log(partition), stops[partition]
+            position, left = start, limit
+            while (position := max(position, log.start)) < stop and left != 0:
+                count = min(_READ_RECORDS, stop - position, *([] if left is None else [left]))
+                records = log.read(position, count)
+                position += count
+                left = None if left is None else left - count
+                yield records
+                await asyncio.sleep(0)  # nothing here waits: other tasks get their turn
+
+    async def stored_offsets(self, group: str) -> Mapping[TopicPartition, StoredOffset]:
+        """What that group has stored, with the texts."""
+        found = self._groups.get(group)
+        if found is None:
+            return {}
+        return {
+            partition: note if (note := found.notes.get(partition)) and note.offset == offset else StoredOffset(offset)
+            for partition, offset in found.offsets.items()
+        }
+
+    async def store_offsets(self, group: str, offsets: Mapping[TopicPartition, StoredOffset]) -> None:
+        """Store offsets of a group that has no members.
+
+        Raises:
+            CommitError: The group has members.
+        """
+        found = self._groups.setdefault(group, _Group(group))
+        if found.members:
+            raise CommitError(f"group {group!r}: only its members commit, and it has some", lost=True)
+        for partition, stored in offsets.items():
+            found.offsets[partition] = stored.offset
+            found.notes[partition] = stored
+        self._notify()
+
+    async def delete_before(self, offsets: Mapping[TopicPartition, int]) -> Mapping[TopicPartition, int]:
+        """Delete every record below the offset given for its partition.
+
+        Raises:
+            TopicNotFoundError: One of them does not exist; nothing is deleted then.
+        """
+        logs = {partition: self._log(partition) for partition in offsets}
+        for partition, offset in offsets.items():
+            self.delete_records(*partition, offset)
+        return {partition: log.start for partition, log in logs.items()}
 
     # What tests look at, and do
 

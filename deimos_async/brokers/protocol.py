@@ -6,10 +6,10 @@ into `deimos_async.errors`; none of its types or option names passes, except thr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from deimos_async.message import Delivery, InboundRecord, OutboundRecord, TopicPartition
 
@@ -22,6 +22,7 @@ __all__ = [
     "ProducerOptions",
     "RebalanceListener",
     "StartFrom",
+    "StoredOffset",
     "TopicInfo",
 ]
 
@@ -67,6 +68,14 @@ class TopicInfo:
 
     name: str
     partitions: int
+
+
+class StoredOffset(NamedTuple):
+    """What a group has stored for a partition: the next offset to read, and a text of its own beside it."""
+
+    offset: int
+    metadata: str = ""
+    """Kafka keeps at most 4,096 bytes unless the brokers say otherwise (`offset.metadata.max.bytes`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +203,55 @@ class Broker(Protocol):
 
     async def end_offsets(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:
         """End offsets of partitions."""
+
+    async def begin_offsets(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """First offsets that partitions still hold; equal to the end where they are empty.
+
+        Raises:
+            TopicNotFoundError: One of them does not exist.
+        """
+
+    def read(
+        self, ranges: Mapping[TopicPartition, tuple[int, int]], *, limit: int | None = None
+    ) -> AsyncGenerator[Sequence[InboundRecord], None]:
+        """Records of partitions without any group: nothing is joined, committed or left behind.
+
+        Gives lists of at least one record, all of one partition and ascending; partitions come in any order. It ends
+        when every partition was read from `start` (included) to `stop` (excluded), cut down to what the partition holds
+        when the reading begins: what is written later is never waited for, offsets that do not exist (any more) are
+        passed over. Close it (`aclosing`) to end early. Records of transactions that were aborted are given too.
+
+        Args:
+            ranges: For each partition `(start, stop)`.
+            limit: At most so many records of each partition, its first ones.
+
+        Raises:
+            TopicNotFoundError: One of the partitions does not exist.
+            BrokerUnavailableError: Nothing came within the request timeout.
+            BrokerError: Not allowed, or a record that the client library cannot read.
+        """
+
+    async def stored_offsets(self, group: str) -> Mapping[TopicPartition, StoredOffset]:
+        """As `group_offsets`, with the texts."""
+
+    async def store_offsets(self, group: str, offsets: Mapping[TopicPartition, StoredOffset]) -> None:
+        """Store offsets of a group that has no members, in place of what it had for these partitions.
+
+        Raises:
+            CommitError: `lost` if the group has members: only they commit.
+            BrokerError: A text is too long, or not allowed.
+        """
+
+    async def delete_before(self, offsets: Mapping[TopicPartition, int]) -> Mapping[TopicPartition, int]:
+        """Delete every record below the offset given for its partition; at most those that it holds.
+
+        Returns:
+            The first offset that each partition holds now.
+
+        Raises:
+            TopicNotFoundError: One of them does not exist.
+            BrokerError: Refused, as for a compacted topic.
+        """
 
     async def stop(self) -> None:
         """Close what `start` opened, in bounded time, any number of times.

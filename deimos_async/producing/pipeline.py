@@ -26,7 +26,6 @@ def prepare(
     outlet: TopicOutlet,
     producer: str,
     payload: Any,
-    *,
     key: Any,
     partition_key: str | bytes | None,
     headers: HeadersInput | None,
@@ -46,23 +45,21 @@ def prepare(
         EncodeError: Payload, key, headers or timestamp do not fit; names the topic.
     """
     codec = outlet.codec
-    try:
-        pairs = encode_headers(headers)
-        milliseconds = _milliseconds(timestamp)
-        partition_bytes = _partition_key(partition_key)
-    except (TypeError, ValueError) as error:
-        raise EncodeError(str(error), topic=outlet.name) from error
-    if trace:
-        given = {name for name, _ in pairs}
-        pairs += [pair for pair in trace if pair[0] not in given]
-    payload = codec.complete(payload, now)
-    payload, key = codec.choose_key(payload, key)
-    if payload is None or (isinstance(payload, Mapping) and not payload):
+    pairs: Sequence[tuple[str, bytes | None]] = trace
+    milliseconds = partition_bytes = None
+    if headers is not None or timestamp is not None or partition_key is not None:
+        try:
+            pairs = _with_trace(encode_headers(headers), trace)
+            milliseconds = _milliseconds(timestamp)
+            partition_bytes = _partition_key(partition_key)
+        except (TypeError, ValueError) as error:
+            raise EncodeError(str(error), topic=outlet.name) from error
+    payload, key = codec.choose_key(codec.complete(payload, now), key)
+    value = None
+    if payload is None or (not payload and isinstance(payload, Mapping)):
         payload = None
-        value = None
     else:
-        payload = codec.coerce(payload)
-        value = codec.encode_payload_now(payload)
+        payload, value = codec.encode_fitting(payload)
     record = OutboundRecord(
         outlet.kafka_name,
         key=codec.encode_key_now(key),
@@ -72,6 +69,15 @@ def prepare(
         timestamp=milliseconds,
     )
     return Outgoing(outlet, producer, record, payload, key, partition_key)
+
+
+def _with_trace(
+    pairs: list[tuple[str, bytes | None]], trace: Sequence[tuple[str, bytes]]
+) -> list[tuple[str, bytes | None]]:
+    if trace:
+        given = {name for name, _ in pairs}
+        pairs += [pair for pair in trace if pair[0] not in given]
+    return pairs
 
 
 def _milliseconds(timestamp: datetime | None) -> int | None:

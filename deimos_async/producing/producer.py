@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from deimos_async.errors import ConfigurationError, EncodeError
 from deimos_async.message import Delivery, HeadersInput
 from deimos_async.producing import pipeline
-from deimos_async.producing.outlet import Outgoing, Outlets, ProducerBackend, TopicOutlet, is_disabled
+from deimos_async.producing.outlet import Outgoing, Outlets, ProducerBackend, is_disabled
 from deimos_async.topics import Topic
 
 if TYPE_CHECKING:  # start-up time: SQLAlchemy is loaded only where it is used
@@ -102,8 +102,8 @@ class Producer:
         for index, message in enumerate(messages):
             if not isinstance(message, Mapping):
                 raise TypeError(f"message {index}: a mapping with 'payload', not {type(message).__name__}")
-            unknown = set(message) - _MESSAGE_FIELDS
-            if unknown or "payload" not in message:
+            if not (message.keys() <= _MESSAGE_FIELDS and "payload" in message):
+                unknown = message.keys() - _MESSAGE_FIELDS
                 what = f"unknown {sorted(map(str, unknown))}" if unknown else "'payload' is missing"
                 raise TypeError(f"message {index}: {what}; the fields are {', '.join(sorted(_MESSAGE_FIELDS))}")
         return await self._produce(messages, session, backend)
@@ -152,7 +152,7 @@ class Producer:
         span = tracing.produce_span(self.topic.name, count=len(messages)) if tracing.enabled else nullcontext()
         with span:
             trace = tracing.inject() if tracing.enabled else []
-            outgoing = [await self._prepare(message, outlets, trace) for message in messages]
+            outgoing = await self._encode(messages, outlets, trace)
             if session is None:
                 return await deliver(backend, outlets, outgoing)
         from deimos_async.database.transactions import depart_with  # start-up time: a session exists, so it is loaded
@@ -160,42 +160,45 @@ class Producer:
         depart_with(session, departure(backend, outlets), outgoing)
         return None
 
-    async def _prepare(self, message: Mapping[str, Any], outlets: Outlets, trace: list[tuple[str, bytes]]) -> Outgoing:
-        outlet: TopicOutlet = outlets.topic(message.get("topic") or self.topic)
-        if not outlet.codec.prepared:
-            await outlet.codec.prepare()
-        payload = message["payload"]
-        partition_key = message.get("partition_key")
-        if partition_key is None:
-            partition_key = self.partition_key(payload)
+    async def _encode(
+        self, messages: Sequence[Mapping[str, Any]], outlets: Outlets, trace: list[tuple[str, bytes]]
+    ) -> list[Outgoing]:
+        """Encode all of them, in order. It waits only where a codec is not prepared yet."""
+        own = outlets.topic(self.topic)
         name = type(self).__name__
-        events = outlets.events
-        try:
-            outgoing = pipeline.prepare(
-                outlet,
-                name,
-                payload,
-                key=message.get("key"),
-                partition_key=partition_key,
-                headers=message.get("headers"),
-                timestamp=message.get("timestamp"),
-                trace=trace,
-                now=datetime.now(UTC),
-            )
-        except EncodeError as error:
-            if events.wants("deimos.encode_message"):
-                about = {"producer": name, "topic": outlet.name, "payload": payload}
-                events.emit("deimos.encode_message", about, error=error)
-            raise
-        if events.wants("deimos.encode_message"):
-            about = {
-                "producer": name,
-                "topic": outlet.name,
-                "payload": outgoing.payload,
-                "key": outgoing.key,
-                "message": outgoing,
-            }
-            events.emit("deimos.encode_message", about)
+        events = outlets.events if outlets.events.wants("deimos.encode_message") else None
+        chooses_partition = type(self).partition_key is not Producer.partition_key
+        now = datetime.now(UTC)
+        outgoing: list[Outgoing] = []
+        for message in messages:
+            get = message.get
+            topic = get("topic")
+            outlet = own if topic is None else outlets.topic(topic)
+            if not outlet.codec.prepared:
+                await outlet.codec.prepare()
+            payload = message["payload"]
+            partition_key = get("partition_key")
+            if partition_key is None and chooses_partition:
+                partition_key = self.partition_key(payload)
+            try:
+                encoded = pipeline.prepare(
+                    outlet, name, payload, get("key"), partition_key, get("headers"), get("timestamp"), trace, now
+                )
+            except EncodeError as error:
+                if events is not None:
+                    about = {"producer": name, "topic": outlet.name, "payload": payload}
+                    events.emit("deimos.encode_message", about, error=error)
+                raise
+            if events is not None:
+                about = {
+                    "producer": name,
+                    "topic": outlet.name,
+                    "payload": encoded.payload,
+                    "key": encoded.key,
+                    "message": encoded,
+                }
+                events.emit("deimos.encode_message", about)
+            outgoing.append(encoded)
         return outgoing
 
 

@@ -35,6 +35,9 @@ if TYPE_CHECKING:  # start-up time: the client's module loads its HTTP library
 
 __all__ = ["TopicCodec", "UnknownWriter", "build_codec"]
 
+_MOST_MISSES = 8
+"""Payloads in a row that did not fit as they were, after which that is tried only now and then."""
+_LOOK_AGAIN = 100
 _AUTOMATIC = ("message_id", "timestamp")
 _KEYS_IN_PAYLOAD = frozenset({keys.PAYLOAD_KEY, "partition_key"})
 
@@ -65,6 +68,7 @@ class TopicCodec:
         self._key_config = key
         self._value = value_side
         self._key = key_side
+        self._misses = 0
         self._automatic: tuple[str, ...] = ()
         self._automatic_of: CompiledSchema | None = None
         self.payload_decoder: Decode = value_side.decode
@@ -184,6 +188,26 @@ class TopicCodec:
     def choose_key(self, payload: Any, key: Any) -> tuple[Any, Any]:
         """The payload without `payload_key`, and the key: the one given, else `payload_key`, else the key field."""
         return keys.choose_key(self._key_config, payload, key)
+
+    def encode_fitting(self, payload: Any) -> tuple[Any, bytes]:
+        """A payload made to fit, and its framed bytes. After `prepare`. Raises EncodeError.
+
+        Most payloads fit as they are, which encoding finds out by itself: then nothing is copied, and the payload comes
+        back as it was given. Where most do not, they are made to fit first.
+        """
+        side = self._value
+        if self._misses < _MOST_MISSES or self._misses % _LOOK_AGAIN == 0:
+            try:
+                body = side.encode(payload)
+            except EncodeError:
+                self._misses += 1
+            else:
+                self._misses = 0
+                return payload, body
+        else:
+            self._misses += 1
+        payload = self.coerce(payload)
+        return payload, side.encode(payload)
 
     def encode_payload_now(self, payload: Any) -> bytes | None:
         """Framed bytes of a payload that `coerce` returned; None for None. After `prepare`, else NotRunningError."""
