@@ -45,7 +45,7 @@ class CompiledAvro:
         self._writers = WriterFactory()
         self._write = self._writers.make(node)
         self._coerce = CoercionFactory(self._writers, refuse_unknown=unknown_fields == "error").make(node)
-        self._decode = self._decoding(ReaderFactory().make(node, node))
+        self._decode = self._decoding(ReaderFactory().make_whole(node, node))
         self._decoders = lru_cache(maxsize=64)(self._decoder_of)
 
     def coerce(self, payload: Any) -> Any:
@@ -117,7 +117,7 @@ class CompiledAvro:
 
     def _reading(self, writer: CompiledSchema) -> Read:
         try:
-            return ReaderFactory().make(self._writer_node(writer), self.node)
+            return ReaderFactory().make_whole(self._writer_node(writer), self.node)
         except RecursionError as error:
             raise DecodeError("the writer's schema is nested too deeply", schema=self.full_name or None) from error
 

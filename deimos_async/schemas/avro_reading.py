@@ -11,6 +11,7 @@ reader's union the one of the same type is preferred to one that needs a promoti
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
@@ -25,8 +26,8 @@ __all__ = ["BROKEN", "Read", "ReaderFactory", "Unreadable", "problem_of", "read_
 Read = Callable[[bytes, int], tuple[Any, int]]
 """(data, position) -> (value, position behind it). Raises `Unreadable`, or IndexError at the end of the data."""
 
-MOST_EMPTY_ITEMS = 1_000_000
-"""Most items of a list whose items take no bytes: a few bytes could otherwise ask for any amount of memory."""
+MOST_EMPTY_ITEMS = 500_000
+"""Most items that take no bytes in one message: a few bytes could otherwise ask for any amount of memory."""
 
 _FLOAT = struct.Struct("<f").unpack_from
 _DOUBLE = struct.Struct("<d").unpack_from
@@ -71,12 +72,32 @@ def problem_of(error: Exception) -> str:
     return f"no value of its logical type: {error}"
 
 
+class _Allowance(threading.local):
+    """Items without bytes that the message being read may still have. Only schemas with such items look at it."""
+
+    left = 0
+
+
 class ReaderFactory:
     """Makes reading functions, each once; recursive types meet themselves again."""
 
     def __init__(self) -> None:
         self._made: dict[tuple[Node, Node], Read] = {}
         self._open: set[tuple[Node, Node]] = set()
+        self._allowance: _Allowance | None = None
+
+    def make_whole(self, writer: Node, reader: Node) -> Read:
+        """`make` for whole messages: what each may ask for is counted anew."""
+        read = self.make(writer, reader)
+        allowance = self._allowance
+        if allowance is None:
+            return read
+
+        def limited(data: bytes, position: int) -> tuple[Any, int]:
+            allowance.left = MOST_EMPTY_ITEMS
+            return read(data, position)
+
+        return limited
 
     def make(self, writer: Node, reader: Node) -> Read:
         """Reads what `writer` wrote as a value of `reader`; the same node twice reads without resolution."""
@@ -103,7 +124,12 @@ class ReaderFactory:
         if writer.kind == "record":
             return self._record(writer, reader)
         if writer.kind == "array":
-            return _array(self.make(writer.items, reader.items), empty=_takes_no_bytes(writer.items, set()))
+            read_item = self.make(writer.items, reader.items)
+            if not _takes_no_bytes(writer.items, set()):
+                return _array(read_item)
+            if self._allowance is None:
+                self._allowance = _Allowance()
+            return _array_of_nothing(read_item, self._allowance)
         if writer.kind == "map":
             return _map(self.make(writer.items, reader.items))
         if writer.kind == "enum":
@@ -381,7 +407,7 @@ def _block(data: bytes, position: int) -> tuple[int, int]:
     return count, position
 
 
-def _array(read_item: Read, *, empty: bool) -> Read:
+def _array(read_item: Read) -> Read:
     def read(data: bytes, position: int) -> tuple[list[Any], int]:
         items: list[Any] = []
         append = items.append
@@ -391,14 +417,28 @@ def _array(read_item: Read, *, empty: bool) -> Read:
                 if count == 0:
                     return items, position + 1
                 count, position = _block(data, position)
-                most = MOST_EMPTY_ITEMS - len(items) if empty else len(data) - position
-                if count > most:
+                if count > len(data) - position:
                     raise Unreadable("more items than the data can hold")
                 for _ in range(count):
                     item, position = read_item(data, position)
                     append(item)
         except BROKEN as error:
             raise _at(f"[{len(items)}]", error) from error
+
+    return read
+
+
+def _array_of_nothing(read_item: Read, allowance: _Allowance) -> Read:
+    def read(data: bytes, position: int) -> tuple[list[Any], int]:
+        items: list[Any] = []
+        while True:
+            count, position = _block(data, position)
+            if count == 0:
+                return items, position
+            allowance.left -= count
+            if allowance.left < 0:
+                raise Unreadable(f"more than {MOST_EMPTY_ITEMS} items that take no bytes")
+            items += [read_item(data, position)[0] for _ in range(count)]
 
     return read
 

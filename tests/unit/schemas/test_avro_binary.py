@@ -380,3 +380,17 @@ def test_damaged_bytes_raise_nothing_but_decode_errors(backend: AvroBackend) -> 
             except DecodeError:
                 refused += 1
     assert refused >= 2 * 60  # at least all that are too short or too long
+
+
+def test_items_without_bytes_are_counted_over_the_whole_message() -> None:
+    nested = {"type": "array", "items": {"type": "array", "items": "null"}}
+    schema = avro_schema_registry.compile(
+        json.dumps({"type": "record", "name": "Nothings", "fields": [{"name": "items", "type": nested}]})
+    )
+    hundred_thousand = b"\xc0\x9a\x0c\x00"  # 100,000 as a zig-zag varint, the end of the inner list
+    few, many = b"\x08" + hundred_thousand * 4 + b"\x00", b"\x0c" + hundred_thousand * 6 + b"\x00"
+    assert [len(inner) for inner in schema.decode(few)["items"]] == [100_000] * 4
+    for _ in range(2):  # each message begins anew
+        with pytest.raises(DecodeError, match="more than 500000 items that take no bytes"):
+            schema.decode(many)
+        assert len(schema.decode(few)["items"]) == 4
