@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import ssl
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping
@@ -123,6 +124,17 @@ class KafkaOptions:
                     f"cannot be used together: {_reason(error)}"
                 ) from error
         return context
+
+
+class _WithoutCredentials(logging.Filter):
+    """aiokafka 0.14 logs every request at DEBUG, the one that carries user name and password included."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        arguments = record.args if isinstance(record.args, tuple) else ()
+        return not any(type(argument).__name__.startswith("SaslAuthenticateRequest") for argument in arguments)
+
+
+logging.getLogger("aiokafka.conn").addFilter(_WithoutCredentials())
 
 
 def milliseconds(seconds: float) -> int:

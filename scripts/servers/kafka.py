@@ -53,6 +53,7 @@ class KafkaBroker(Server):
         properties: Mapping[str, str] | None = None,
         java_options: Sequence[str] = _JAVA_OPTIONS,
         node_id: int = 1,
+        scram_users: Mapping[str, str] | None = None,
     ) -> None:
         """
         Args:
@@ -60,8 +61,10 @@ class KafkaBroker(Server):
             client_protocol: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.
             properties: Broker settings; they win over ours.
             java_options: Options of the JVM, instead of ours, which favour a quick start in little memory.
+            scram_users: Passwords by user name, for SCRAM-SHA-256 and SCRAM-SHA-512.
         """
         super().__init__()
+        self._scram_users = dict(scram_users or {})
         self.node_id = node_id
         self.port = port or free_port()
         self._internal_port = free_port()
@@ -92,6 +95,9 @@ class KafkaBroker(Server):
         settings = self._server_properties()
         self._properties_file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
         tool = self._java("kafka.tools.StorageTool", "format", "-t", self._cluster_id, "-c", str(self._properties_file))
+        for user, password in self._scram_users.items():
+            for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
+                tool += ["--add-scram", f"{mechanism}=[name={user},password={password}]"]
         await self._run(tool)
 
     def _command(self) -> list[str]:
