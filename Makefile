@@ -4,7 +4,7 @@ VENV := .venv
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint services services-stop demo bench clean
+.PHONY: help venv test lint services services-stop demo bench chaos clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ demo: ## the shop example; FOREVER=1 keeps it running
 
 bench: venv ## the benchmarks, on real services; ARGS goes to them
 	@$(VENV)/bin/python scripts/services.py exec -- $(VENV)/bin/python benchmarks/run.py $(ARGS)
+
+chaos: venv ## the fault trials in their long form, and benchmarks/chaos.md; ARGS="-k killed" goes to pytest
+	@$(VENV)/bin/python scripts/services.py exec -- $(VENV)/bin/python scripts/chaos.py $(ARGS)
 
 clean: ## delete what was built and cached in the checkout; .venv and running services stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -43,8 +43,10 @@ if TYPE_CHECKING:
     from deimos_async.router import Router
     from deimos_async.settings import Settings
     from deimos_async.specs import Depends
+    from deimos_async.telemetry.datadog import Datadog
     from deimos_async.telemetry.mock import Mock
     from deimos_async.telemetry.opentelemetry import OpenTelemetry
+    from deimos_async.telemetry.prometheus import Prometheus
     from deimos_async.topics import Backoff, Key, OnError, Topic
 
 __version__ = "0.1.0"
@@ -83,8 +85,10 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "router": ("Router",),
     "settings": ("Settings",),
     "specs": ("Depends",),
+    "telemetry.datadog": ("Datadog",),
     "telemetry.mock": ("Mock",),
     "telemetry.opentelemetry": ("OpenTelemetry",),
+    "telemetry.prometheus": ("Prometheus",),
     "topics": ("Backoff", "Key", "OnError", "Topic"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
@@ -98,6 +102,7 @@ __all__ = [
     "Consumer",
     "DatabaseError",
     "DatabaseUnavailableError",
+    "Datadog",
     "DeadLetter",
     "DecodeError",
     "Deimos",
@@ -119,6 +124,7 @@ __all__ = [
     "OnError",
     "OpenTelemetry",
     "Producer",
+    "Prometheus",
     "RegistryError",
     "RegistryUnavailableError",
     "Retry",

@@ -11,11 +11,13 @@ from typing_extensions import Unpack
 from deimos_async.assembly import Codecs, settings_options
 from deimos_async.errors import ConfigurationError, LifecycleError, NotRunningError
 from deimos_async.events import EventBus
+from deimos_async.health import Health, judge
 from deimos_async.producing.backends import DeliveryErrorHandler
 from deimos_async.producing.outlet import Outlets, disabled
 from deimos_async.producing.producer import Producer
 from deimos_async.router import Declaring, Router, topic_options
-from deimos_async.running import PARTS, Ingredients, Running
+from deimos_async.running import PARTS, Administration, Ingredients, Running
+from deimos_async.telemetry.aliases import WithAliases
 from deimos_async.telemetry.none import NoTelemetry
 from deimos_async.telemetry.protocol import Provider
 from deimos_async.topics import UNSET, FatalError, Topic, TopicOptionArguments, TopicOptions, merge_options
@@ -29,6 +31,7 @@ if TYPE_CHECKING:  # start-up time: loaded where they are used
     from deimos_async.schemas.codec import TopicCodec
     from deimos_async.schemas.protocol import SchemaField
     from deimos_async.settings import Settings
+    from deimos_async.web.asgi import WebApp
 
 __all__ = ["AppCodec", "Deimos"]
 
@@ -77,6 +80,7 @@ class Deimos(Declaring):
         self._starting = False
         self._last_failures: Mapping[str, BaseException] = {}
         self._idle_codecs: Codecs | None = None
+        self._idle_questions = 0
         self._mock_backends = False
         self.events = EventBus()
         """`app.events.subscribe("deimos.encode_message", callback)`."""
@@ -107,7 +111,6 @@ class Deimos(Declaring):
         try:
             yield self
         finally:
-            self._refuse_running("settings are restored")
             self._arguments, self._settings, self._idle_codecs = before
 
     def defaults(self, **options: Unpack[TopicOptionArguments]) -> None:
@@ -123,17 +126,18 @@ class Deimos(Declaring):
         if not isinstance(router, Router):
             raise ConfigurationError(f"include(...) takes a Router, not {type(router).__name__}")
         self._refuse_running("a router is included")
-        declared = router._include_in(self)
         clashes = [
-            f"topic {name!r} is declared here and in an included router; declare it in one place and import it"
-            for name, topic in declared.topics.items()
-            if name in self._declared.topics and self._declared.topics[name] is not topic
+            f"topic {name!r} is declared here and in an included router with other options; declare it in one place"
+            for name, topic in router._declared.topics.items()
+            if name in self._declared.topics and self._declared.topics[name].options != topic.options
         ]
         if clashes:
             raise ConfigurationError(*clashes)
+        declared = router._include_in(self)
         for topic in declared.topics.values():
-            self._declared.topics[topic.name] = topic
-            self._topic_declared(topic)
+            if topic.name not in self._declared.topics:
+                self._declared.topics[topic.name] = topic
+                self._topic_declared(topic)
         for producer in declared.producers:
             self._declared.producers.append(producer)
             self._producer_declared(producer)
@@ -195,6 +199,12 @@ class Deimos(Declaring):
             yield opened
 
     @asynccontextmanager
+    async def administration(self) -> AsyncIterator[Administration]:
+        """As `brokers_only`, with everything that is planned: for commands that look into topics and groups."""
+        async with Running(self._ingredients(), PARTS).administration() as opened:
+            yield opened
+
+    @asynccontextmanager
     async def lifespan(self, asgi_app: Any = None) -> AsyncIterator[None]:
         """For `FastAPI(lifespan=app.lifespan)` and Starlette. A failure to start propagates."""
         async with self.running():
@@ -209,7 +219,7 @@ class Deimos(Declaring):
             settings=self._settings,
             engine=self._engine,
             events=self.events,
-            metrics=metrics.metrics(),
+            metrics=metrics.metrics() if isinstance(metrics, NoTelemetry) else WithAliases(metrics.metrics()),
             tracing=tracing.tracing(),
             fatal_error=self._fatal_error,
             on_delivery_error=self._on_delivery_error,
@@ -245,6 +255,30 @@ class Deimos(Declaring):
         """What each consumer is doing now: partitions, messages in flight, lag. Raises NotRunningError."""
         return self._started("consumers()").consumers()
 
+    def health(self) -> Health:
+        """Whether it is alive and ready, and why not; in any state. What `/livez` and `/readyz` say."""
+        running = self._running
+        if running is None:
+            return judge("stopped", ready=False, supervised=False, failures=self._last_failures, consumers=())
+        return judge(
+            "starting" if self._starting else "stopping" if running.stopping else "running",
+            ready=running.ready,
+            supervised=running.supervisor.is_alive,
+            failures=running.supervisor.failures,
+            consumers=running.consumers(),
+        )
+
+    def web(self) -> WebApp:
+        """An ASGI application with `/livez`, `/readyz` and `/metrics`: `fastapi_app.mount("/deimos", app.web())`.
+
+        It can be made and asked in any state, and shows neither payloads nor settings. It has no authentication.
+        """
+        from deimos_async.telemetry.prometheus import Prometheus  # only needed here
+        from deimos_async.web.asgi import WebApp  # only needed here
+
+        provider = self._metrics_provider
+        return WebApp(self.health, provider.render if isinstance(provider, Prometheus) else None)
+
     @property
     def failures(self) -> Mapping[str, BaseException]:
         """What broke in this run, or else in the last one, by the name of the consumer or service."""
@@ -276,7 +310,17 @@ class Deimos(Declaring):
             await running.buffered.flush()
 
     def disable_producers(self, *producers: Producer) -> AbstractContextManager[None]:
-        """Stop all producers, or only those given, within the block and in this context (task) alone."""
+        """Stop all producers, or only those given, within the block and in this context (task) alone.
+
+        Raises:
+            ConfigurationError: What is given is no producer of this application.
+        """
+        for producer in producers:
+            if not any(producer is declared for declared in self._declared.producers):
+                raise ConfigurationError(
+                    f"disable_producers(...) takes producers of this application, as app.producer(...) returned them, "
+                    f"not {producer!r}"
+                )
         return disabled(self, producers)
 
     def session(self) -> AsyncSession:
@@ -329,15 +373,21 @@ class Deimos(Declaring):
         name = topic if isinstance(topic, str) else topic.name
         if name not in self._declared.topics:
             raise ConfigurationError(f"topic {name!r} is not declared; declare it with app.topic({name!r}, ...)")
+        codec = AppCodec(self, name)
+        codec._resolve()
+        return codec
+
+    def _codecs(self) -> Codecs:
+        """Those of the run, or else a set for questions outside of runs."""
         running = self._running
         if running is not None and running.codecs is not None:
-            codecs = running.codecs
-        else:
-            if self._idle_codecs is None:
-                self._idle_codecs = Codecs(self._settings, embedded=self._idle_registry(), mock=self._mock_backends)
-            codecs = self._idle_codecs
-        options = merge_options(settings_options(self._settings), self._options[name])
-        return AppCodec(self, codecs, codecs.codec(name, options))
+            return running.codecs
+        if self._idle_codecs is None:
+            self._idle_codecs = Codecs(self._settings, embedded=self._idle_registry(), mock=self._mock_backends)
+        return self._idle_codecs
+
+    def _topic_options(self, name: str) -> TopicOptions:
+        return merge_options(settings_options(self._settings), self._options[name])
 
     def _idle_registry(self) -> Any:
         if not self._settings.embedded:
@@ -348,48 +398,66 @@ class Deimos(Declaring):
 
 
 class AppCodec:
-    """A topic's codec as users see it. The coroutines may ask the registry the first time, then no more."""
+    """A topic's codec as users see it. The coroutines may ask the registry the first time, then no more.
 
-    def __init__(self, app: Deimos, codecs: Codecs, codec: TopicCodec) -> None:
+    It may be kept: it follows the application's settings, and uses what a run has opened while there is one.
+    """
+
+    def __init__(self, app: Deimos, topic: str) -> None:
         self._app = app
-        self._codecs = codecs
-        self._codec = codec
+        self._topic = topic
+
+    def _resolve(self) -> TopicCodec:
+        return self._app._codecs().codec(self._topic, self._app._topic_options(self._topic))
 
     async def encode_payload(self, payload: Any) -> bytes | None:
         """Coerced, checked and framed bytes. Raises EncodeError."""
-        return await self._asking(self._codec.encode_payload(payload))  # type: ignore[no-any-return]
+        async with self._asking() as codec:
+            return await codec.encode_payload(payload)
 
     async def decode_payload(self, data: bytes | None) -> Any:
         """The value. Raises DecodeError."""
-        return await self._asking(self._codec.decode_payload(data))
+        async with self._asking() as codec:
+            return await codec.decode_payload(data)
 
     async def encode_key(self, key: Any) -> bytes | None:
         """As `encode_payload`, for keys."""
-        return await self._asking(self._codec.encode_key(key))  # type: ignore[no-any-return]
+        async with self._asking() as codec:
+            return await codec.encode_key(key)
 
     async def decode_key(self, data: bytes | None) -> Any:
         """As `decode_payload`, for keys."""
-        return await self._asking(self._codec.decode_key(data))
+        async with self._asking() as codec:
+            return await codec.decode_key(data)
 
-    async def _asking(self, question: Any) -> Any:
+    @asynccontextmanager
+    async def _asking(self) -> AsyncIterator[TopicCodec]:
+        """Outside of a run nobody would close connections later, perhaps in another loop: the last question does."""
+        app = self._app
+        codecs = app._codecs()
+        codec = self._resolve()
+        if codecs is not app._idle_codecs:
+            yield codec
+            return
+        app._idle_questions += 1
         try:
-            return await question
+            yield codec
         finally:
-            if self._app._running is None:
-                # Nobody would close the connection later, perhaps in another event loop.
-                await self._codecs.close()
+            app._idle_questions -= 1
+            if not app._idle_questions:
+                await codecs.close()
 
     def coerce(self, payload: Any) -> Any:
         """A new payload made to fit. Raises EncodeError with every field that cannot be."""
-        return self._codec.coerce(payload)
+        return self._resolve().coerce(payload)
 
     def validate(self, payload: Any) -> None:
         """Check, converting nothing. Raises EncodeError with every field that is wrong."""
-        self._codec.validate(payload)
+        self._resolve().validate(payload)
 
     def schema_fields(self) -> Sequence[SchemaField]:
         """Fields of the value schema, in its order."""
-        return self._codec.schema_fields()
+        return self._resolve().schema_fields()
 
 
 def _not_running(what: str) -> NoReturn:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deimos_async.consuming.consumer import Consumer
-from deimos_async.consuming.dead_letters import dead_letter_topic
+from deimos_async.consuming.dead_letters import dead_letter_topic, is_dead_letter_topic, retry_topic
 from deimos_async.errors import ConfigurationError, DeimosError
 from deimos_async.producing.producer import Producer
 from deimos_async.router import Declarations
@@ -53,7 +53,7 @@ class Codecs:
         self._mock = mock
         self._files = SchemaFiles(settings.schema.path)
         self._codecs: dict[str, TopicCodec] = {}
-        self._registries: dict[tuple[str, str | None, str | None], SchemaRegistry] = {}
+        self._registries: dict[tuple[str | None, ...], SchemaRegistry] = {}
 
     def codec(self, topic: str, options: TopicOptions) -> TopicCodec:
         """The topic's codec, made once. Raises ConfigurationError naming the topic and what to change."""
@@ -96,7 +96,7 @@ class Codecs:
             url, user = schema.registry_url, schema.user
             password, token = _secret(schema.password), _secret(schema.token)
             certificate, key_file = schema.ssl_certificate, _secret(schema.ssl_key)
-        key = (str(url), user, password)
+        key = (str(url), user, password, token, certificate)
         found = self._registries.get(key)
         if found is None:
             # start-up time: the HTTP client is loaded only where a topic uses a registry
@@ -118,6 +118,10 @@ class Codecs:
                 )
             )
         return found
+
+    def registries(self) -> list[SchemaRegistry]:
+        """Every registry that a codec made so far asks."""
+        return list(self._registries.values())
 
     async def close(self) -> None:
         """Close connections; what is known stays known."""
@@ -156,6 +160,8 @@ class PlannedConsumer:
     reraise: bool
     fatal: tuple[FatalError, ...]
     dead_letter_topic: str
+    retry_topics: tuple[str, ...]
+    """Names in Kafka, in the order in which they are passed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +182,8 @@ class RequiredTopic:
     replication_factor: int
     config: Mapping[str, str]
     source: str | None = None
+    is_optional: bool = False
+    """Made with the others, but its absence is no mistake at start."""
 
 
 def settings_options(settings: Settings) -> TopicOptions:
@@ -233,7 +241,7 @@ def make_plan(
         name = _topic_name(spec.topic)
         if name not in declared.topics:
             problems.append(f"consumer {spec.name!r}: topic {name!r} is not declared; declare it with app.topic(...)")
-        elif isinstance(spec.topic, Topic) and declared.topics[name] is not spec.topic:
+        elif isinstance(spec.topic, Topic) and declared.topics[name].options != spec.topic.options:
             problems.append(
                 f"consumer {spec.name!r}: topic {name!r} was declared elsewhere (another router or application); "
                 "include that router too, or declare the topic here"
@@ -272,6 +280,8 @@ def _plan_topic(
             f"topic {name!r} is produced to but has no key=; "
             "give Key.field(...), Key.schema(...), Key.plain(), or Key.none() for messages without keys"
         )
+    if (options.registry_user or options.registry_password) and not options.registry_url:
+        found.append(f"topic {name!r}: registry_user and registry_password belong to registry_url; give that too")
     if options.on_error.then == "retry_keyed":
         found.append(f"topic {name!r}: on_error.then='retry_keyed' is not available in this version")
     codec = None
@@ -289,7 +299,8 @@ def _plan_topic(
 
 def _check_producers(producers: Iterable[Producer], topics: Mapping[str, Topic]) -> Iterable[str]:
     for producer in producers:
-        if topics.get(producer.topic.name) is not producer.topic:
+        known = topics.get(producer.topic.name)
+        if known is None or known.options != producer.topic.options:
             yield (
                 f"producer {type(producer).__name__}: topic {producer.topic.name!r} was declared elsewhere "
                 "(another router or application); include that router too, or declare the topic here"
@@ -353,8 +364,19 @@ def _plan_consumer(
     if found or handler is None or topic is None or not group:
         return None
     policy = spec.on_error or topic.options.on_error
+    template = settings.consumers.dead_letter_topic
+    if policy.then == "dead_letter" and is_dead_letter_topic(topic.kafka_name, template) and spec.on_error is None:
+        # The general policy cannot hold for dead letters themselves; stopping loses none of them.
+        policy = dataclasses.replace(policy, then="stop", retry_topics=())
+    if policy.then == "dead_letter" and is_dead_letter_topic(topic.kafka_name, template):
+        problems.append(
+            f"consumer {spec.name!r} reads {topic.name!r}, which is a dead-letter topic by its name "
+            f"('consumers.dead_letter_topic' is {template!r}); there are no dead letters of dead letters: give "
+            "on_error=OnError(then='skip') or OnError(then='stop')"
+        )
+        return None
     if spec.delivery == "at_most_once" and spec.on_error is None:
-        policy = OnError(attempts=1, backoff=policy.backoff, then=policy.then, wait_on=policy.wait_on)
+        policy = dataclasses.replace(policy, attempts=1)
     return PlannedConsumer(
         spec=spec,
         topic=topic,
@@ -365,6 +387,10 @@ def _plan_consumer(
         reraise=topic.options.reraise_errors if spec.reraise_errors is None else spec.reraise_errors,
         fatal=tuple(hooks),
         dead_letter_topic=dead_letter_topic(topic.kafka_name, settings.consumers.dead_letter_topic),
+        retry_topics=tuple(
+            retry_topic(topic.kafka_name, settings.consumers.retry_topic, number)
+            for number in range(1, len(policy.retry_topics) + 1)
+        ),
     )
 
 
@@ -424,7 +450,7 @@ def _bind_class(spec: ConsumerSpec, hooks: list[FatalError], found: list[str]) -
 
 
 def required_topics(plan: Plan, settings: Settings) -> list[RequiredTopic]:
-    """Topics that must exist before the start, dead-letter topics after the topics that they belong to."""
+    """Topics that must exist before the start, retry and dead-letter topics after the topics that they belong to."""
     required: dict[tuple[str, str], RequiredTopic] = {}
 
     def kafka(cluster: str) -> Any:
@@ -443,17 +469,23 @@ def required_topics(plan: Plan, settings: Settings) -> list[RequiredTopic]:
             options.topic_config,
         )
     for consumer in plan.consumers:
-        if consumer.policy.then == "dead_letter":
-            source = required[consumer.topic.options.cluster, consumer.topic.kafka_name]
-            required.setdefault(
-                (source.cluster, consumer.dead_letter_topic),
-                RequiredTopic(
-                    source.cluster,
-                    consumer.dead_letter_topic,
-                    source.partitions,
-                    source.replication_factor,
-                    {},
-                    source=source.name,
-                ),
+        source = required[consumer.topic.options.cluster, consumer.topic.kafka_name]
+        limits = {name: value for name, value in source.config.items() if name == "max.message.bytes"}
+        for name in (*consumer.retry_topics, consumer.dead_letter_topic):
+            # Handlers may raise DeadLetter whatever the policy says, so the topic is made for each consumer.
+            is_letters = name == consumer.dead_letter_topic
+            if is_letters and is_dead_letter_topic(source.name, settings.consumers.dead_letter_topic):
+                continue
+            key = (source.cluster, name)
+            known = required.get(key)
+            needed = not is_letters or consumer.policy.then == "dead_letter"
+            required[key] = RequiredTopic(
+                source.cluster,
+                name,
+                source.partitions if known is None else max(known.partitions, source.partitions),
+                source.replication_factor if known is None else known.replication_factor,
+                limits if known is None else {**limits, **known.config},
+                source=source.name,
+                is_optional=not needed and (known is None or known.is_optional),
             )
     return list(required.values())

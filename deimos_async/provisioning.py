@@ -62,6 +62,8 @@ async def check_topics(brokers: Mapping[str, Broker], required: Sequence[Require
         topic = state.required
         where = "" if topic.cluster == "default" else f" in cluster {topic.cluster!r}"
         if state.existing is None:
+            if topic.is_optional:
+                continue
             what = f"dead-letter topic {topic.name!r} of {topic.source!r}" if topic.source else f"topic {topic.name!r}"
             problems.append(
                 f"{what} does not exist{where}; make it with `python -m deimos_async topics create APP`, "

@@ -13,7 +13,15 @@ from typing_extensions import Unpack
 from deimos_async.errors import ConfigurationError
 from deimos_async.producing.producer import Producer
 from deimos_async.specs import ConsumerSpec, Delivering, Ordering, check_consumer
-from deimos_async.topics import TOPIC_OPTION_NAMES, FatalError, OnError, Topic, TopicOptionArguments, TopicOptions
+from deimos_async.topics import (
+    TOPIC_OPTION_NAMES,
+    FatalError,
+    OnError,
+    Topic,
+    TopicOptionArguments,
+    TopicOptions,
+    check_options,
+)
 
 __all__ = ["Declarations", "Declaring", "Router"]
 
@@ -42,7 +50,10 @@ def topic_options(where: str, options: dict[str, Any]) -> TopicOptions:
             problems.append(f"{where}: there is no option {name!r}{hint}")
     if problems:
         raise ConfigurationError(*problems)
-    return TopicOptions(**options)
+    given = TopicOptions(**options)
+    if wrong := check_options(given):
+        raise ConfigurationError(*(f"{where}: {problem}" for problem in wrong))
+    return given
 
 
 class Declaring:

@@ -8,10 +8,12 @@ clients and the database are closed.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
+import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,20 +22,23 @@ from typing import TYPE_CHECKING, Any
 
 from deimos_async.assembly import Codecs, Plan, PlannedConsumer, RequiredTopic, make_plan, required_topics
 from deimos_async.brokers.protocol import Broker, BrokerProducer, ConsumerOptions, ProducerOptions
-from deimos_async.consuming.dispatch import Work
+from deimos_async.consuming.dead_letters import is_dead_letter_topic
+from deimos_async.consuming.dispatch import NextRetry, Work
 from deimos_async.consuming.handling import build_call
 from deimos_async.consuming.runner import ConsumerRunner, RunnerOptions, RunnerStatus
 from deimos_async.errors import ConfigurationError, DeimosError
 from deimos_async.events import EventBus
+from deimos_async.loop_lag import LoopLag
 from deimos_async.message import OutboundRecord
 from deimos_async.producing.backends import DeliveryErrorHandler, KafkaAsyncBackend, KafkaBackend, TestBackend
+from deimos_async.producing.measuring import SendMeasurements
 from deimos_async.producing.outlet import Outlets, TopicOutlet
 from deimos_async.provisioning import check_topics, create_topics
 from deimos_async.router import Declarations
 from deimos_async.schemas.codec import TopicCodec, UnknownWriter
 from deimos_async.service import Supervisor
 from deimos_async.telemetry.protocol import Metrics, Tracing
-from deimos_async.topics import FatalError, TopicOptions
+from deimos_async.topics import UNSET, FatalError, TopicOptions
 
 if TYPE_CHECKING:  # start-up time: SQLAlchemy and pydantic are loaded where they are used
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -41,7 +46,7 @@ if TYPE_CHECKING:  # start-up time: SQLAlchemy and pydantic are loaded where the
     from deimos_async.database.engines import Database
     from deimos_async.settings import KafkaSettings, Settings
 
-__all__ = ["PARTS", "Ingredients", "Running"]
+__all__ = ["PARTS", "Administration", "Ingredients", "Running"]
 
 logger = logging.getLogger("deimos_async")
 
@@ -69,15 +74,25 @@ class Ingredients:
     mock_backends: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Administration:
+    """What commands look at and change while the application need not run. Brokers, by cluster, are connected."""
+
+    brokers: Mapping[str, Broker]
+    plan: Plan
+    settings: Settings
+
+
 class _SchemaPreparation:
-    """Looks up the ids of schemas that are written, before the first message needs them. A registry that is away is
-    waited for; until then the application is not ready.
+    """Looks up the ids of schemas that are written, before the first message needs them, and asks every registry once.
+
+    A registry that is away is waited for; until then the application is not ready.
     """
 
     name = "schema preparation"
 
-    def __init__(self, codecs: Sequence[TopicCodec]) -> None:
-        self._waiting = list(codecs)
+    def __init__(self, questions: Sequence[Callable[[], Awaitable[None]]]) -> None:
+        self._waiting = list(questions)
         self._stop = asyncio.Event()
 
     @property
@@ -89,21 +104,29 @@ class _SchemaPreparation:
 
     async def run(self, started: asyncio.Event) -> None:
         started.set()
+        asking = asyncio.ensure_future(self._ask_all())
+        stopped = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait([asking, stopped], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (asking, stopped):
+                task.cancel()
+            await asyncio.wait([asking, stopped])
+        if not asking.cancelled():
+            asking.result()
+
+    async def _ask_all(self) -> None:
         delay = 0.1
-        while self._waiting and not self._stop.is_set():
-            codec = self._waiting[0]
+        while self._waiting:
             try:
-                await codec.prepare()
+                await self._waiting[0]()
                 self._waiting.pop(0)
             except DeimosError as error:
                 # Whoever produces gets this error too; here it only delays being ready.
                 logger.warning("schemas are not prepared yet, next try in %.1f s: %s", delay, error)
                 self._waiting.append(self._waiting.pop(0))
-                try:
-                    async with asyncio.timeout(delay):
-                        await self._stop.wait()
-                except TimeoutError:
-                    delay = min(delay * 2, 10.0)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, 10.0)
 
 
 class _Decoding:
@@ -159,6 +182,7 @@ class Running:
         self.codecs: Codecs | None = None
         self._runners: list[ConsumerRunner] = []
         self._preparation: _SchemaPreparation | None = None
+        self.stopping = False
 
     # --- start and stop ----------------------------------------------------------------------------------------
 
@@ -172,17 +196,25 @@ class Running:
 
     async def stop(self) -> None:
         """Close everything that was opened, also when parts of it fail; any number of times."""
+        self.stopping = True
         await self._stack.aclose()
 
     @asynccontextmanager
     async def brokers_only(self) -> AsyncIterator[tuple[Mapping[str, Broker], list[RequiredTopic]]]:
         """Plan and brokers alone, for administration: topics may be missing."""
         try:
-            plan = self._make_plan(self._stack)
+            plan = self.plan = self._make_plan(self._stack)
             await self._start_brokers(plan, self._stack)
             yield self.brokers, required_topics(plan, self._given.settings)
         finally:
             await self.stop()
+
+    @asynccontextmanager
+    async def administration(self) -> AsyncIterator[Administration]:
+        """As `brokers_only`, with the whole plan."""
+        async with self.brokers_only():
+            assert self.plan is not None
+            yield Administration(self.brokers, self.plan, self._given.settings)
 
     async def _open(self) -> None:
         stack = self._stack
@@ -273,11 +305,12 @@ class Running:
             await producer.start()
             producers[cluster] = producer
         direct = KafkaBackend(producers)
+        measured = SendMeasurements(given.metrics)
         self.buffered = KafkaAsyncBackend(
             direct,
             buffer_messages=settings.producers.buffer_messages,
             events=given.events,
-            metrics=given.metrics,
+            measured=measured,
             on_delivery_error=given.on_delivery_error,
         )
         self.outlets = Outlets(
@@ -287,13 +320,13 @@ class Running:
                     topic.name, topic.kafka_name, topic.options.cluster, topic.codec, topic.options.payload_log
                 )
                 for topic in self.plan.topics.values()
-                if topic.is_produced or topic.is_consumed
+                if topic.options.key is not UNSET and topic.options.cluster in self.brokers
             },
             backends={"kafka": direct, "kafka_async": self.buffered, "test": self.test_backend},
             default_backend=settings.producers.backend,
             disabled=settings.producers.disabled,
             events=given.events,
-            metrics=given.metrics,
+            measured=measured,
             tracing=given.tracing,
         )
         self._dead_letter_producers = producers
@@ -311,28 +344,48 @@ class Running:
             await buffered.stop()
             await supervisor.stop(backend, timeout=settings.producers.delivery_timeout + _STOP_MARGIN)
 
+        assert self.codecs is not None
         self._preparation = _SchemaPreparation(
-            [topic.codec for topic in self.plan.topics.values() if topic.is_produced]
+            [
+                *(registry.ping for registry in self.codecs.registries()),
+                *(topic.codec.prepare for topic in self.plan.topics.values() if topic.is_produced),
+            ]
         )
-        stack.push_async_callback(supervisor.stop, self._preparation, timeout=_STOP_MARGIN)
+        loop_lag = LoopLag(self._given.metrics, warn_above=settings.consumers.loop_lag_warning)
+        stack.push_async_callback(supervisor.stop, self._preparation, loop_lag, timeout=_STOP_MARGIN)
         stack.push_async_callback(flush)
-        await supervisor.start([backend, self._preparation])
+        await supervisor.start([loop_lag, backend, self._preparation])
         if "consumers" not in self._parts:
             return
-        self._runners = [self.runner(consumer) for consumer in self.plan.consumers]
+        self._runners = [
+            self.runner(consumer, stage)
+            for consumer in self.plan.consumers
+            for stage in range(len(consumer.retry_topics) + 1)
+        ]
         stack.push_async_callback(
             supervisor.stop, *self._runners, timeout=settings.consumers.shutdown_timeout + _STOP_MARGIN
         )
         await supervisor.start(self._runners)
 
-    def work(self, consumer: PlannedConsumer) -> Work:
-        """What a consumer does with its records, in this run."""
+    def work(self, consumer: PlannedConsumer, stage: int = 0) -> Work:
+        """What a consumer does with its records, in this run.
+
+        Args:
+            stage: 0 for its topic, n for its n-th retry topic, where each message has one attempt.
+        """
         given = self._given
         settings, spec, topic = given.settings, consumer.spec, consumer.topic
         producer = self._dead_letter_producers[topic.options.cluster]
         database = self.database
 
+        reads_letters = is_dead_letter_topic(topic.kafka_name, settings.consumers.dead_letter_topic)
+
         async def publish(record: OutboundRecord) -> None:
+            if reads_letters and record.topic == consumer.dead_letter_topic:
+                raise ConfigurationError(
+                    f"consumer {spec.name!r} reads dead letters, and there are none of these; "
+                    "raise Skip instead of DeadLetter, or another error with on_error=OnError(then='stop')"
+                )
             await producer.send([record])
 
         def failed(error: BaseException, messages: Sequence[Any]) -> None:
@@ -344,10 +397,11 @@ class Running:
                 # A subscriber's own error must not hide why the consumer stops.
                 logger.exception("a subscriber of deimos.error failed")
 
+        delays = consumer.policy.retry_topics
         return Work(
-            name=spec.name,
+            name=f"{spec.name} retry {stage}" if stage else spec.name,
             group=consumer.kafka_group,
-            topic=topic.kafka_name,
+            topic=consumer.retry_topics[stage - 1] if stage else topic.kafka_name,
             batch=spec.batch,
             max_batch=spec.max_batch,
             max_wait=spec.max_wait,
@@ -361,7 +415,9 @@ class Running:
                 owner=given.owner,
             ),
             decoding=_Decoding(topic.codec, consumer.convert),
-            policy=consumer.policy,
+            policy=dataclasses.replace(consumer.policy, attempts=1) if stage else consumer.policy,
+            retry=NextRetry(consumer.retry_topics[stage], delays[stage]) if stage < len(delays) else None,
+            is_retry=stage > 0,
             reraise=consumer.reraise,
             fatal=consumer.fatal,
             dead_letter_topic=consumer.dead_letter_topic,
@@ -372,21 +428,21 @@ class Running:
             on_failure=failed,
         )
 
-    def runner(self, consumer: PlannedConsumer) -> ConsumerRunner:
+    def runner(self, consumer: PlannedConsumer, stage: int = 0) -> ConsumerRunner:
         """A service that runs a consumer, not started."""
         settings, spec, topic = self._given.settings, consumer.spec, consumer.topic
         consumers = settings.consumers
         broker = self.brokers[topic.options.cluster]
-        work = self.work(consumer)
-        start_from = spec.start_from
+        work = self.work(consumer, stage)
+        start_from = "earliest" if stage else spec.start_from
         options = ConsumerOptions(
             group=consumer.kafka_group,
-            topics=(topic.kafka_name,),
+            topics=(work.topic,),
             start_from=start_from.astimezone(UTC) if isinstance(start_from, datetime) else start_from,
             session_timeout=consumers.session_timeout,
             heartbeat_interval=consumers.heartbeat_interval,
             rebalance_timeout=consumers.rebalance_timeout,
-            instance_id=f"{consumers.instance_id}-{spec.name}" if consumers.instance_id else None,
+            instance_id=_instance_id(consumers.instance_id, spec.name, work.topic),
             client_id=kafka_settings(settings, topic.options.cluster).client_id,
             fetch_max_bytes=consumers.fetch_max_bytes,
             max_partition_fetch_bytes=consumers.max_partition_fetch_bytes,
@@ -399,6 +455,7 @@ class Running:
                 max_records=consumers.max_records,
                 commit_interval=consumers.commit_interval,
                 shutdown_timeout=consumers.shutdown_timeout,
+                stall_timeout=consumers.stall_timeout,
             ),
         )
 
@@ -417,6 +474,13 @@ class Running:
     def consumers(self) -> list[RunnerStatus]:
         """What each consumer is doing now."""
         return [runner.status() for runner in self._runners]
+
+
+def _instance_id(configured: str | None, consumer: str, topic: str) -> str | None:
+    """A member's stable name: of the process (and worker in it), consumer and topic, as no two may share one."""
+    if configured is None:
+        return None
+    return "-".join(part for part in (configured, os.environ.get("DEIMOS_WORKER"), consumer, topic) if part)
 
 
 def kafka_settings(settings: Settings, cluster: str) -> KafkaSettings:

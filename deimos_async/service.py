@@ -85,6 +85,11 @@ class Supervisor:
         finally:
             started.set()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can run services: opened, and its own task has not ended."""
+        return self._main is not None and not self._main.done()
+
     async def wait_failed(self) -> None:
         """Until a service has broken."""
         await self._failed.wait()

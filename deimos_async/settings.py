@@ -226,8 +226,15 @@ class ConsumersSettings(_Group):
     """Most bytes of one partition in one answer of a broker."""
     instance_id: str | None = None
     """Static membership: stable name of this process. The consumer's name is appended for each member."""
+    stall_timeout: Seconds = 120.0
+    """Seconds without any progress after which a consumer that has something to do counts as stalled, and `/livez` says
+    so. Must be above the longest call of a handler, as a call is no progress before it returns."""
+    loop_lag_warning: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Seconds by which the event loop may be late before a warning says so. 0: no warning."""
     dead_letter_topic: str = "{topic}-dlt"
     """Name of the dead-letter topic."""
+    retry_topic: str = "{topic}-retry-{n}"
+    """Name of the n-th retry topic, from 1."""
 
 
 class DatabaseSettings(_Group):
@@ -533,3 +540,5 @@ def _check_together(settings: Settings) -> Iterable[str]:
         yield "setting 'clusters.default' cannot be used: the default cluster is 'kafka'"
     if "{topic}" not in consumers.dead_letter_topic or consumers.dead_letter_topic == "{topic}":
         yield "setting 'consumers.dead_letter_topic' must hold {topic} and something more, e.g. '{topic}-dlt'"
+    if "{topic}" not in consumers.retry_topic or "{n}" not in consumers.retry_topic:
+        yield "setting 'consumers.retry_topic' must hold {topic} and {n}, e.g. '{topic}-retry-{n}'"

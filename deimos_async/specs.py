@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
 from deimos_async.errors import ConfigurationError
 from deimos_async.message import Message
-from deimos_async.topics import UNSET, FatalError, OnError
+from deimos_async.topics import FATAL_ERROR, UNSET, FatalError, OnError, is_fatal_error
 
 __all__ = [
     "Argument",
@@ -159,18 +159,17 @@ def check_consumer(spec: ConsumerSpec) -> list[str]:
         wrong("delivery", spec.delivery, "this version has 'at_least_once' and 'at_most_once'")
     if spec.on_error is not None and not isinstance(spec.on_error, OnError):
         wrong("on_error", spec.on_error, "give OnError(...)")
-    elif spec.on_error is not None:
-        if spec.on_error.then == "retry_keyed":
-            wrong("on_error.then", "retry_keyed", "it needs delivery='effectively_once', which this version lacks")
-        if spec.on_error.retry_topics:
-            wrong("on_error.retry_topics", spec.on_error.retry_topics, "this version retries in place only")
+    elif spec.on_error is not None and spec.on_error.then == "retry_keyed":
+        wrong("on_error.then", "retry_keyed", "it needs delivery='effectively_once', which this version lacks")
     if isinstance(spec.start_from, datetime):
         if spec.start_from.tzinfo is None:
             wrong("start_from", spec.start_from, "give an aware datetime, e.g. with tzinfo=UTC")
     elif spec.start_from not in ("earliest", "latest"):
         wrong("start_from", spec.start_from, "'earliest', 'latest' or an aware datetime")
-    if spec.fatal_error is not None and not callable(spec.fatal_error):
-        wrong("fatal_error", spec.fatal_error, "give a callable (error, messages) -> bool")
+    if spec.fatal_error is not None and not is_fatal_error(spec.fatal_error):
+        wrong("fatal_error", spec.fatal_error, f"give {FATAL_ERROR}")
+    if spec.reraise_errors is not None and not isinstance(spec.reraise_errors, bool):
+        wrong("reraise_errors", spec.reraise_errors, "give True or False")
     return problems
 
 
@@ -206,19 +205,27 @@ def handler_spec(function: Callable[..., Any], *, batch: bool, name: str) -> Han
             argument = _argument(parameter, hints, name, problems, batch, ())
             if argument is not None:
                 arguments.append(argument)
+    if not is_async and any(_needs_session(argument) for argument in arguments):
+        problems.append(
+            f"consumer {name!r}: it is a plain function, which runs in a thread, and cannot use an AsyncSession; "
+            "write it as async def"
+        )
     if problems:
         raise ConfigurationError(*problems)
     return HandlerSpec(function, is_async, batch, payload_type, tuple(arguments))
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
-    inner = inspect.unwrap(function)
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    if inspect.iscoroutinefunction(inner):
-        return True
-    call = getattr(inner, "__call__", None)  # noqa: B004  # an object with an async __call__ is a handler too
-    return inspect.iscoroutinefunction(call)
+    """Whether calling it gives a coroutine: it, or what it wraps, is an `async def`."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    for target in (function, inspect.unwrap(function)):
+        if inspect.iscoroutinefunction(target):
+            return True
+        call = getattr(target, "__call__", None)  # noqa: B004  # an object with an async __call__ is a handler too
+        if inspect.iscoroutinefunction(call):
+            return True
+    return False
 
 
 def _signature(
@@ -341,11 +348,17 @@ def _looks_like_fastapi(value: Any) -> bool:
 
 def _is_session(hint: Any) -> bool:
     """Whether the annotation is SQLAlchemy's AsyncSession or a subclass, told without importing SQLAlchemy."""
-    if isinstance(hint, types.UnionType) or not isinstance(hint, type):
+    if get_origin(hint) in (types.UnionType, typing.Union):
+        return any(_is_session(inner) for inner in get_args(hint))
+    if not isinstance(hint, type):
         return False
     return any(
         cls.__name__ == "AsyncSession" and cls.__module__.startswith("sqlalchemy.ext.asyncio") for cls in hint.__mro__
     )
+
+
+def _is_generator(function: Callable[..., Any]) -> bool:
+    return inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function)
 
 
 def _provide(
@@ -365,10 +378,17 @@ def _provide(
         for parameter in parameters
         if (argument := _argument(parameter, hints, name, problems, batch, (*above, provider))) is not None
     ]
-    target = inspect.unwrap(provider)
-    if inspect.isasyncgenfunction(target):
+    inner = inspect.unwrap(provider)
+    is_generator = inspect.isasyncgenfunction(inner) or inspect.isgeneratorfunction(inner)
+    if inner is not provider and is_generator and not _is_generator(provider):
+        problems.append(
+            f"consumer {name!r}: provider {label!r} gives a context manager; "
+            "give the generator function itself, without @contextmanager or @asynccontextmanager"
+        )
+        return None
+    if inspect.isasyncgenfunction(provider):
         kind = "async_generator"
-    elif inspect.isgeneratorfunction(target):
+    elif inspect.isgeneratorfunction(provider):
         kind = "generator"
     else:
         kind = "async" if _is_async(provider) else "plain"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isfinite
@@ -263,6 +264,60 @@ class Topic:
 
 
 TOPIC_OPTION_NAMES: frozenset[str] = frozenset(field.name for field in dataclasses.fields(TopicOptions))
+
+
+def check_options(options: TopicOptions) -> list[str]:
+    """What is wrong with the options that were said, one phrase each, without the topic's name."""
+    problems = []
+
+    def check(name: str, wanted: str, fits: Callable[[Any], bool]) -> None:
+        value = getattr(options, name)
+        if value is not UNSET and not fits(value):
+            problems.append(f"{name}={value!r}: give {wanted}")
+
+    def is_text(value: Any) -> bool:
+        return isinstance(value, str) and bool(value)
+
+    def is_count(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+    check("schema", "a schema's name, or None", lambda value: value is None or is_text(value))
+    check("namespace", "a namespace, or None", lambda value: value is None or is_text(value))
+    check(
+        "key",
+        "Key.field(...), Key.schema(...), Key.plain() or Key.none()",
+        lambda value: isinstance(value, NoKey | PlainKey | FieldKey | SchemaKey),
+    )
+    check("schema_backend", "the name of a backend", is_text)
+    check("registry_user", "a user name, or None", lambda value: value is None or is_text(value))
+    check("cluster", "the name of a cluster", is_text)
+    check("payload_log", _one_of(PayloadLog), lambda value: value in get_args(PayloadLog))
+    check("unknown_fields", "'drop' or 'error'", lambda value: value in ("drop", "error"))
+    check("subject_strategy", "'topic', 'record' or 'topic_record'", lambda v: v in ("topic", "record", "topic_record"))
+    for name in ("auto_register", "use_latest_version", "reraise_errors"):
+        check(name, "True or False", lambda value: isinstance(value, bool))
+    check("on_error", "OnError(...)", lambda value: isinstance(value, OnError))
+    check("fatal_error", FATAL_ERROR, lambda value: value is None or is_fatal_error(value))
+    check("partitions", "a whole number of at least 1", is_count)
+    check("replication_factor", "a whole number, or -1 for the broker's default", lambda v: is_count(v) or v == -1)
+    check(
+        "topic_config",
+        "a mapping of the broker's names to text",
+        lambda v: isinstance(v, Mapping) and all(isinstance(part, str) for pair in v.items() for part in pair),
+    )
+    return problems
+
+
+FATAL_ERROR = "a plain callable (error, messages) -> bool"
+
+
+def is_fatal_error(value: Any) -> bool:
+    """Whether it can be asked: a coroutine function could not, its answer would always count as true."""
+    return callable(value) and not inspect.iscoroutinefunction(value)
+
+
+def _one_of(choices: Any) -> str:
+    return "one of " + ", ".join(map(repr, get_args(choices)))
 
 
 def merge_options(*layers: TopicOptions) -> TopicOptions:

@@ -8,32 +8,48 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka import TopicPartition as KafkaPartition
 from aiokafka import errors as kafka
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.admin import NewTopic as KafkaNewTopic
 from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
 from deimos_async.brokers import kafka_clients
 from deimos_async.brokers.kafka_consumer import KafkaConsumer
-from deimos_async.brokers.kafka_errors import translate
+from deimos_async.brokers.kafka_errors import translate, translate_commit
 from deimos_async.brokers.kafka_options import KafkaOptions, check_extra
 from deimos_async.brokers.kafka_producer import KafkaProducer
-from deimos_async.brokers.protocol import ConsumerOptions, NewTopic, ProducerOptions, RebalanceListener, TopicInfo
+from deimos_async.brokers.kafka_reading import read_ranges
+from deimos_async.brokers.protocol import (
+    ConsumerOptions,
+    NewTopic,
+    ProducerOptions,
+    RebalanceListener,
+    StoredOffset,
+    TopicInfo,
+)
 from deimos_async.errors import BrokerError, BrokerUnavailableError, TopicNotFoundError
-from deimos_async.message import TopicPartition
+from deimos_async.message import InboundRecord, TopicPartition
 
 __all__ = ["KafkaBroker", "KafkaOptions"]
 
 _CLOSE_TIMEOUT = 5.0
+_START_INTERVAL = 0.5
+"""Seconds between attempts to reach a cluster at start."""
 _READY_TIMEOUT = 30.0
 """Seconds for new topics to have leaders that every broker knows of."""
+
+_MOVING = (kafka.GroupCoordinatorNotAvailableError, kafka.NotCoordinatorForGroupError, kafka.GroupLoadInProgressError)
+"""The group's coordinator is being chosen, or reads what it has to know: ask again."""
+
+_COORDINATOR_PAUSE = 0.1
 
 
 def _parameters(client: type) -> frozenset[str]:
@@ -68,8 +84,17 @@ class KafkaBroker:
         Raises:
             BrokerUnavailableError: It does not; names the setting and the servers.
         """
-        async with self._network():
-            pass
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._options.connect_timeout
+        while True:
+            try:
+                async with self._network():
+                    return
+            except BrokerUnavailableError:
+                # Brokers that are being started refuse connections at once: they have until the deadline.
+                if loop.time() + _START_INTERVAL >= deadline:
+                    raise
+            await asyncio.sleep(_START_INTERVAL)
 
     async def stop(self) -> None:
         """Nothing stays open here."""
@@ -170,11 +195,46 @@ class KafkaBroker:
         Raises:
             BrokerError: No answer, or not allowed.
         """
+        return {partition: stored.offset for partition, stored in (await self.stored_offsets(group)).items()}
+
+    async def stored_offsets(self, group: str) -> Mapping[TopicPartition, StoredOffset]:
+        """What that group has stored, with the texts.
+
+        Raises:
+            BrokerError: No answer, or not allowed.
+        """
         async with self._admin() as admin:
-            offsets = await admin.list_consumer_group_offsets(group)
-        return {
-            TopicPartition(*partition): stored.offset for partition, stored in offsets.items() if stored.offset >= 0
-        }
+            # Not by the admin client's own method, which takes a refusal for a group without offsets.
+            response = await _at_coordinator(admin, group, lambda: OffsetFetchRequest(group, None))
+        found = {}
+        for topic, partitions in response.topics:
+            for partition, offset, metadata, code in partitions:
+                _raise_for(code, f"group {group!r}: the offset of {topic}[{partition}] cannot be read")
+                if offset >= 0:
+                    found[TopicPartition(topic, partition)] = StoredOffset(offset, metadata or "")
+        return found
+
+    async def store_offsets(self, group: str, offsets: Mapping[TopicPartition, StoredOffset]) -> None:
+        """Store offsets of a group that has no members.
+
+        Raises:
+            CommitError: The group has members, a text is too long, or it is not allowed.
+            BrokerError: No answer.
+        """
+        if not offsets:
+            return
+        by_topic: dict[str, list[tuple[int, int, str]]] = {}
+        for (topic, partition), stored in offsets.items():
+            by_topic.setdefault(topic, []).append((partition, *stored))
+        # Without a member's name and generation: Kafka takes that for a group that nobody is a member of.
+        request = OffsetCommitRequest(group, -1, "", -1, list(by_topic.items()))
+        async with self._admin() as admin:
+            response = await _at_coordinator(admin, group, lambda: request)
+        for _, partitions in response.topics:
+            for _, code in partitions:
+                error = kafka.for_code(code)
+                if error is not kafka.NoError:
+                    raise translate_commit(error(), group) from error()
 
     async def end_offsets(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:
         """End offsets of partitions.
@@ -183,19 +243,94 @@ class KafkaBroker:
             TopicNotFoundError: One of them does not exist.
             BrokerError: No answer.
         """
-        wanted = list(dict.fromkeys(partitions))
+        return (await self._bounds(partitions))[1]
+
+    async def begin_offsets(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """First offsets that partitions still hold.
+
+        Raises:
+            TopicNotFoundError: One of them does not exist.
+            BrokerError: No answer.
+        """
+        return (await self._bounds(partitions))[0]
+
+    async def _bounds(
+        self, partitions: Iterable[TopicPartition]
+    ) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
+        """Where partitions begin and end."""
+        wanted = await self._check_partitions(partitions)
         if not wanted:
-            return {}
+            return {}, {}
+        client = AIOKafkaConsumer(**self._arguments(_CONSUMER))
+        async with self._opened(client, client.stop, lambda: _parts(client), client._client):
+            asked = [KafkaPartition(*partition) for partition in wanted]
+            # A partition ends after its beginning also where retention works in between: the beginning is asked first.
+            begins, ends = await client.beginning_offsets(asked), await client.end_offsets(asked)
+        return (
+            {TopicPartition(*partition): begin for partition, begin in begins.items()},
+            {TopicPartition(*partition): end for partition, end in ends.items()},
+        )
+
+    async def _check_partitions(self, partitions: Iterable[TopicPartition]) -> list[TopicPartition]:
+        """Each once. Raises TopicNotFoundError for one that does not exist; aiokafka would wait for it."""
+        wanted = list(dict.fromkeys(partitions))
         known = await self.topics({partition.topic for partition in wanted})
         for partition in wanted:
             if partition.topic not in known or not 0 <= partition.partition < known[partition.topic].partitions:
                 raise TopicNotFoundError(f"topic {partition.topic!r} has no partition {partition.partition}")
-        client = AIOKafkaConsumer(**self._arguments(_CONSUMER))
-        async with self._opened(
-            client, client.stop, lambda: (client, client._coordinator, client._fetcher), client._client
-        ):
-            ends = await client.end_offsets([KafkaPartition(*partition) for partition in wanted])
-        return {TopicPartition(*partition): end for partition, end in ends.items()}
+        return wanted
+
+    async def read(
+        self, ranges: Mapping[TopicPartition, tuple[int, int]], *, limit: int | None = None
+    ) -> AsyncGenerator[Sequence[InboundRecord], None]:
+        """Records without any group; see the port."""
+        begins, ends = await self._bounds(ranges)
+        cut = {
+            partition: (max(start, begins[partition]), min(stop, ends[partition]))
+            for partition, (start, stop) in ranges.items()
+        }
+        cut = {partition: (start, stop) for partition, (start, stop) in cut.items() if start < stop}
+        if not cut or limit == 0:
+            return
+        extra = {name: value for name, value in self._extra.items() if name in _CONSUMER}
+        client = AIOKafkaConsumer(
+            **extra
+            | self._options.connection(self._setting)
+            | {
+                "group_id": None,
+                "enable_auto_commit": False,
+                "key_deserializer": None,
+                "value_deserializer": None,
+                "max_poll_records": None,
+                "auto_offset_reset": "earliest",
+                "isolation_level": "read_uncommitted",
+                "check_crcs": True,
+            }
+        )
+        async with self._connected(client, client.stop, lambda: _parts(client), client._client):
+            records = read_ranges(client, cut, limit=limit, timeout=self._options.request_timeout)
+            async with aclosing(records):
+                async for found in records:
+                    yield found
+
+    async def delete_before(self, offsets: Mapping[TopicPartition, int]) -> Mapping[TopicPartition, int]:
+        """Delete every record below the offset given for its partition.
+
+        Raises:
+            TopicNotFoundError: One of them does not exist; nothing is deleted then.
+            BrokerError: Refused, as for a compacted topic; records of other partitions may have been deleted.
+        """
+        begins, ends = await self._bounds(offsets)
+        below = {
+            KafkaPartition(*partition): RecordsToDelete(min(offset, ends[partition]))
+            for partition, offset in offsets.items()
+            if min(offset, ends[partition]) > begins[partition]
+        }
+        if not below:
+            return begins
+        async with self._admin() as admin:
+            left = await admin.delete_records(below)
+        return begins | {TopicPartition(*partition): begin for partition, begin in left.items()}
 
     def _arguments(self, accepted: frozenset[str]) -> dict[str, Any]:
         extra = {name: value for name, value in self._extra.items() if name in accepted & _EVERY}
@@ -217,14 +352,23 @@ class KafkaBroker:
     async def _opened(
         self, client: Any, stop: Any, parts: Any, network: Any, *, start: Any = None
     ) -> AsyncIterator[None]:
+        async with self._connected(client, stop, parts, network, start=start):
+            try:
+                async with asyncio.timeout(self._options.request_timeout):
+                    yield
+            except TimeoutError as error:
+                options = self._options
+                raise BrokerUnavailableError(
+                    f"cluster at {options.bootstrap_servers}: no answer within {options.request_timeout:g} s"
+                ) from error
+
+    @asynccontextmanager
+    async def _connected(
+        self, client: Any, stop: Any, parts: Any, network: Any, *, start: Any = None
+    ) -> AsyncIterator[None]:
         try:
             await kafka_clients.connect(start or client.start, self._options, self._setting)
-            async with asyncio.timeout(self._options.request_timeout):
-                yield
-        except TimeoutError as error:
-            raise BrokerUnavailableError(
-                f"cluster at {self._options.bootstrap_servers}: no answer within {self._options.request_timeout:g} s"
-            ) from error
+            yield
         except (kafka.KafkaError, OSError) as error:
             raise translate(error, f"cluster at {self._options.bootstrap_servers}") from error
         finally:
@@ -252,3 +396,32 @@ class KafkaBroker:
                 for partition in topic["partitions"]
             ]
         return described
+
+
+def _parts(client: AIOKafkaConsumer) -> tuple[object, ...]:
+    """What owns tasks of a consumer."""
+    return client, client._coordinator, client._fetcher
+
+
+def _raise_for(code: int, doing: str) -> None:
+    error = kafka.for_code(code)
+    if error is not kafka.NoError:
+        raise translate(error(), doing) from error()
+
+
+async def _at_coordinator(admin: AIOKafkaAdminClient, group: str, request: Callable[[], Any]) -> Any:
+    """Ask the group's coordinator, again and again while there is none (a new cluster makes its topic of offsets)."""
+    while True:
+        try:
+            coordinator = await admin.find_coordinator(group)
+            response = await admin._send_request(request(), coordinator)
+        except _MOVING:
+            await asyncio.sleep(_COORDINATOR_PAUSE)
+            continue
+        codes = {getattr(response, "error_code", 0)}
+        codes |= {row[-1] for _, partitions in response.topics for row in partitions}
+        errors = {kafka.for_code(code) for code in codes}
+        if errors.isdisjoint(_MOVING):
+            _raise_for(getattr(response, "error_code", 0), f"group {group!r}")
+            return response
+        await asyncio.sleep(_COORDINATOR_PAUSE)

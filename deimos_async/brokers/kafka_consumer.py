@@ -406,6 +406,28 @@ class KafkaConsumer:
                     ends[partition] = end
         return ends
 
+    def unfetched(self) -> int:
+        """Offsets between the positions and the ends that the last answers carried.
+
+        aiokafka's public `position` is a coroutine that may wait; the state that it reads passes markers of
+        transactions, which are never given to anybody. Records of open transactions cannot be fetched yet, unless
+        they are wanted.
+        """
+        client = self._client
+        if client is None:
+            return 0
+        known = client.assignment()
+        committed_only = client._isolation_level == "read_committed"
+        count = 0
+        for partition in self._owned:
+            if KafkaPartition(*partition) not in known:
+                continue
+            state = client._subscription.subscription.assignment.state_value(KafkaPartition(*partition))
+            end = state.lso if committed_only and state.lso is not None and state.lso >= 0 else state.highwater
+            if end is not None and state.has_valid_position:
+                count += max(0, end - state.position)
+        return count
+
     async def end_offsets(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:
         """End offsets, asked from the brokers now.
 

@@ -44,7 +44,10 @@ _REFUSALS = (
 
 def describe(error: BaseException) -> str:
     """The error in words, with its class; Kafka's errors often have no text."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    name, text = type(error).__name__, str(error).removesuffix(f"{type(error).__name__}: ")
+    if text.startswith(name):
+        return text  # Kafka's own errors begin with their name
+    return f"{name}: {text}" if text else name
 
 
 def translate(error: BaseException, doing: str) -> BrokerError:
@@ -52,6 +55,8 @@ def translate(error: BaseException, doing: str) -> BrokerError:
     if isinstance(error, BrokerError):
         return error
     text = f"{doing}: {describe(error)}"
+    if isinstance(error, kafka.UnsupportedCodecError):
+        text += "; to read compressed records install the library: pip install 'deimos-async[compression]'"
     if isinstance(error, _AWAY):
         return BrokerUnavailableError(text)
     translated = BrokerError(text)

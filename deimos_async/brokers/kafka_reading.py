@@ -35,7 +35,7 @@ async def read_ranges(
     """Records of each range, of a started client without group. See `Broker.read`.
 
     Args:
-        client: Its `auto_offset_reset` must be `"earliest"`: records that retention took away meanwhile are passed over.
+        client: Its `auto_offset_reset` must be `"earliest"`: what retention took away meanwhile is passed over.
         ranges: Within what the partitions hold, none empty.
         timeout: Seconds without any progress after which the brokers count as away.
 
@@ -71,7 +71,7 @@ async def read_ranges(
                 yield wanted
         done = []
         for partition, stop in stops.items():
-            position = await client.position(partition)
+            position = await _position(client, partition, positions[partition])
             if position != positions[partition]:
                 positions[partition] = position
                 deadline = loop.time() + timeout
@@ -86,3 +86,12 @@ async def read_ranges(
         if stops and loop.time() > deadline:
             topics = ", ".join(sorted({partition.topic for partition in stops}))
             raise BrokerUnavailableError(f"reading {topics}: nothing came within {timeout:g} s")
+
+
+async def _position(client: AIOKafkaConsumer, partition: KafkaPartition, before: int) -> int:
+    """Next offset; the one from before while the client has none, as after it had to begin anew."""
+    try:
+        async with asyncio.timeout(_POLL_TIMEOUT_MS / 1000):
+            return int(await client.position(partition))
+    except TimeoutError:
+        return before

@@ -41,6 +41,8 @@ _log = logging.getLogger(__name__)
 
 _STOP_TIMEOUT = 5.0
 """Seconds that `stop` waits for a callback of the listener that is still running."""
+_METADATA_BYTES = 4096
+"""Most bytes of a text beside an offset (the default of Kafka's `offset.metadata.max.bytes`)."""
 _READ_RECORDS = 500
 """Most records in one list of `MemoryBroker.read`."""
 
@@ -216,8 +218,10 @@ class MemoryBroker:
         """Store offsets of a group that has no members.
 
         Raises:
-            CommitError: The group has members.
+            CommitError: The group has members, or a text is longer than Kafka keeps.
         """
+        if any(len(stored.metadata.encode()) > _METADATA_BYTES for stored in offsets.values()):
+            raise CommitError(f"group {group!r}: a text beside an offset has more than {_METADATA_BYTES} bytes")
         found = self._groups.setdefault(group, _Group(group))
         if found.members:
             raise CommitError(f"group {group!r}: only its members commit, and it has some", lost=True)
@@ -528,6 +532,14 @@ class MemoryConsumer:
     def positions_end(self) -> Mapping[TopicPartition, int]:
         """End offsets of assigned partitions."""
         return {partition: self._broker._log(partition).end for partition in self._owned}
+
+    def unfetched(self) -> int:
+        """Records of assigned partitions behind the positions."""
+        return sum(
+            max(0, self._broker._log(partition).end - position)
+            for partition, position in self._positions.items()
+            if partition in self._owned
+        )
 
     async def end_offsets(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:
         """End offsets."""

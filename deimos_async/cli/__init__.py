@@ -8,7 +8,12 @@ import click
 
 __all__ = ["main"]
 
-_COMMANDS = {"run": "deimos_async.cli.run:run", "topics": "deimos_async.cli.topics:topics"}
+_COMMANDS = {
+    "dead-letters": "deimos_async.cli.dead_letters:dead_letters",
+    "lag": "deimos_async.cli.lag:lag",
+    "run": "deimos_async.cli.run:run",
+    "topics": "deimos_async.cli.topics:topics",
+}
 
 
 class _Commands(click.Group):

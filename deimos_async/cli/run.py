@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import click
@@ -14,10 +16,13 @@ import click
 from deimos_async.app import Deimos
 from deimos_async.cli.loading import EXIT_FAILURE, configure_logging, load_app, reporting
 from deimos_async.errors import ConfigurationError
+from deimos_async.service import Supervisor
 
 __all__ = ["run"]
 
 logger = logging.getLogger("deimos_async")
+
+_WEB_STOP_TIMEOUT = 5.0
 
 
 @click.command()
@@ -30,6 +35,12 @@ logger = logging.getLogger("deimos_async")
     help="Run only these parts. Repeatable. Producers always run, as handlers use them.",
 )
 @click.option("--workers", type=click.IntRange(min=1), default=None, help="Run as N processes, each a group member.")
+@click.option(
+    "--web",
+    metavar="HOST:PORT",
+    default=None,
+    help="Serve /livez, /readyz and /metrics, from before the start to the end. With --workers: worker n at PORT + n.",
+)
 @click.option("--loop", type=click.Choice(["auto", "asyncio", "uvloop"]), default="auto", show_default=True)
 @click.option(
     "--log-level",
@@ -44,6 +55,7 @@ def run(
     embedded: bool,
     only: tuple[str, ...],
     workers: int | None,
+    web: str | None,
     loop: str,
     log_level: str,
     log_messages: bool,
@@ -55,6 +67,11 @@ def run(
     """
     configure_logging(log_level, messages=log_messages)
     with reporting():
+        address = None
+        if web is not None:
+            from deimos_async.web.server import parse_address  # only for this option
+
+            address = parse_address(web, int(os.environ.get("DEIMOS_WORKER", "0")))
         if workers is not None:
             if embedded:
                 raise ConfigurationError("--embedded and --workers exclude each other: the broker is in one process")
@@ -62,10 +79,11 @@ def run(
 
             arguments = [app, *(part for name in only for part in ("--only", name))]
             arguments += ["--loop", loop, "--log-level", log_level, *(["--log-messages"] if log_messages else [])]
+            arguments += [] if web is None else ["--web", web]
             sys.exit(run_workers(arguments, workers))
         application = load_app(app)
         with application.with_settings({"embedded": True} if embedded else {}):
-            sys.exit(run_loop(loop, lambda: serve(application, only or None)))
+            sys.exit(run_loop(loop, lambda: serve(application, only or None, address)))
 
 
 def run_loop(loop: str, main: Callable[[], Awaitable[int]]) -> int:
@@ -89,8 +107,34 @@ def run_loop(loop: str, main: Callable[[], Awaitable[int]]) -> int:
         return runner.run(started())
 
 
-async def serve(app: Deimos, only: tuple[str, ...] | None) -> int:
-    """Run the application until a signal or a failure; returns the exit status. A signal during the start ends it."""
+async def serve(app: Deimos, only: tuple[str, ...] | None, web: tuple[str, int] | None = None) -> int:
+    """Run the application until a signal or a failure; returns the exit status. A signal during the start ends it.
+
+    Args:
+        web: Host and port at which it is watched, served before the application starts and until it has stopped.
+    """
+    if web is None:
+        return await _serve(app, only)
+    async with _watched(app, *web):
+        return await _serve(app, only)
+
+
+@asynccontextmanager
+async def _watched(app: Deimos, host: str, port: int) -> AsyncIterator[None]:
+    from deimos_async.web.server import WebServer, bind  # only for this option
+
+    server = WebServer(app.web(), bind(host, port))
+    supervisor = Supervisor()
+    await supervisor.open()
+    try:
+        await supervisor.start([server])
+        yield
+        await supervisor.stop(server, timeout=_WEB_STOP_TIMEOUT)
+    finally:
+        await supervisor.close()
+
+
+async def _serve(app: Deimos, only: tuple[str, ...] | None) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -14,17 +14,19 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any, NoReturn, Protocol
 
 from deimos_async.consuming import dead_letters
 from deimos_async.consuming.handling import Call
 from deimos_async.consuming.lanes import Doom, Lane, Partition
+from deimos_async.consuming.measuring import Measurements
 from deimos_async.consuming.on_error import (
     DeadLetter,
+    Defer,
     GiveUp,
     PassOver,
     Skip,
@@ -42,7 +44,7 @@ from deimos_async.specs import Delivering, Ordering
 from deimos_async.telemetry.protocol import Metrics, Tracing
 from deimos_async.topics import FatalError, OnError, PayloadLog
 
-__all__ = ["Decoding", "Dispatcher", "Work"]
+__all__ = ["Decoding", "Dispatcher", "NextRetry", "Work"]
 
 logger = logging.getLogger("deimos_async.consuming")
 message_logger = logging.getLogger("deimos_async.messages")
@@ -68,6 +70,14 @@ class Decoding(Protocol):
         """Fetch it. Raises RegistryUnavailableError; afterwards the same call decodes or raises DecodeError."""
 
 
+@dataclass(frozen=True, slots=True)
+class NextRetry:
+    """Where a message goes after its attempts in place, and how many seconds it waits there."""
+
+    topic: str
+    delay: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """What one consumer does, decided at start."""
@@ -90,8 +100,12 @@ class Work:
     reraise: bool
     fatal: tuple[FatalError, ...]
     dead_letter_topic: str
+    retry: NextRetry | None = None
+    """The (next) retry topic; None: there is none."""
+    is_retry: bool = False
+    """Whether the topic is itself a retry topic, whose messages wait until they are due."""
     publish: Callable[[OutboundRecord], Awaitable[None]]
-    """Sends one dead letter and waits for the acknowledgement."""
+    """Sends one record and waits for the acknowledgement."""
     metrics: Metrics
     tracing: Tracing
     payload_log: PayloadLog
@@ -113,11 +127,15 @@ class Dispatcher:
         """Why the consumer stops, once an error was to stop it."""
         self.on_change: Callable[[], None] = lambda: None
         """Called when room was made or the consumer must stop: the fetcher looks at its pauses."""
-        self.last_progress = time.monotonic()
+        self.measured = Measurements(work.metrics, topic=work.topic, group=work.group, consumer=work.name)
+        self.parked = 0
+        """Lanes whose head waits for a timer that goes on with it."""
+        self.parks = 0
+        """How often a head was put off, ever."""
         self._ready: asyncio.Queue[Lane] = asyncio.Queue()
         self._stopping = False
         self._left: asyncio.Future[None] | None = None
-        self._tags = {"topic": work.topic, "consumer_group": work.group, "consumer": work.name}
+        self._group = work.group.encode()
 
     # --- what comes in -----------------------------------------------------------------------------------------
 
@@ -125,17 +143,22 @@ class Dispatcher:
         """These are ours from now on."""
         for partition in partitions:
             added = self.partitions[partition] = Partition(partition, self.work.ordering)
-            added.halted = self._stopping
+            if self._stopping:
+                added.halt(closes_gaps=False)
 
     def add(self, partition: Partition, records: Sequence[InboundRecord]) -> None:
         """Records of an assigned partition, ascending, next after earlier ones."""
+        if others := dead_letters.for_other_groups(records, self._group):
+            partition.passed_over |= others
+            self.measured.skipped += len(others)
         now = asyncio.get_running_loop().time()
+        self.measured.fetched += len(records)
         for lane in partition.add(records, now):
             self._offer(lane)
 
     def _offer(self, lane: Lane) -> None:
         """Queue the lane for the workers if there is something to do now."""
-        if lane.queued or lane.busy or lane.parked or not lane.records or lane.partition.halted:
+        if lane.queued or lane.busy or lane.parked or not lane.records or not lane.partition.may_begin(lane):
             return
         if self.work.batch and not self._is_batch_ready(lane):
             return
@@ -166,12 +189,16 @@ class Dispatcher:
     def _park(self, lane: Lane, delay: float) -> NoReturn:
         """Leave the lane and offer it again after `delay` seconds."""
         lane.parked = True
+        self.parked += 1
+        self.parks += 1
         lane.timer = asyncio.get_running_loop().call_later(delay, self._wake, lane)
         raise _Parked
 
     def _wake(self, lane: Lane) -> None:
         lane.timer = None
-        lane.parked = False
+        if lane.parked:
+            lane.parked = False
+            self.parked -= 1
         self._offer(lane)
 
     # --- workers -----------------------------------------------------------------------------------------------
@@ -183,22 +210,25 @@ class Dispatcher:
             lane = await self._ready.get()
             lane.queued = False
             partition = lane.partition
-            if partition.halted:
+            if not partition.may_begin(lane):
                 continue
             lane.busy = True
             partition.busy += 1
             try:
                 if lane.doomed is not None:
-                    await self._bury(lane)
+                    await self._send_away(lane)
                 await run(lane)
+                if asyncio.current_task().cancelling():  # type: ignore[union-attr]  # a worker is a task
+                    return  # a handler has swallowed the cancellation that was meant for both
             except _Parked:
                 pass
             finally:
                 lane.busy = False
                 partition.busy -= 1
-                self.last_progress = time.monotonic()
                 if self._left is not None and not self._left.done():
                     self._left.set_result(None)
+                if partition.halted:
+                    self._close_gaps(partition)
                 self._offer(lane)
                 self.on_change()
 
@@ -214,10 +244,18 @@ class Dispatcher:
         ended: list[InboundRecord] = []
         end = ended.append
         in_order = lane.is_whole_partition
+        passed_over = partition.passed_over
+        is_retry = work.is_retry
         try:
             for record in tuple(lane.records):
-                if partition.halted:
+                if partition.halted and record.offset >= partition.finish_below:
                     return
+                if passed_over and record.offset in passed_over:
+                    self._settle(lane, ended)
+                    self._pass_over(lane, [record])
+                    continue
+                if is_retry:
+                    self._wait_until_due(lane, record, ended)
                 try:
                     message: Message[Any] = Message(record, decode_key(record.key), decode_payload(record.value))
                 except unknown_writer as unknown:
@@ -254,6 +292,13 @@ class Dispatcher:
             if handled:
                 self._count_handled(handled, clock() - began)
 
+    def _wait_until_due(self, lane: Lane, record: InboundRecord, ended: list[InboundRecord]) -> None:
+        """Raises `_Parked` if a message of a retry topic must still wait; those behind it are due later."""
+        remaining = dead_letters.due(record) - time.time()
+        if remaining > 0:
+            self._settle(lane, ended)
+            self._park(lane, remaining)
+
     @staticmethod
     def _settle(lane: Lane, ended: list[InboundRecord]) -> None:
         """Take what has ended off the lane."""
@@ -266,11 +311,20 @@ class Dispatcher:
         if lane.partition.halted or not lane.records:
             return
         batch = list(islice(lane.records, lane.splits[-1] if lane.splits else work.max_batch))
+        if lane.partition.passed_over:
+            batch = self._without_passed_over(lane, batch)
+            if not batch:
+                return  # offered again at once
+        if work.is_retry:
+            batch = batch[:1]  # each has a time of its own, and came here for an error of its own
+            self._wait_until_due(lane, batch[0], [])
+        began = time.perf_counter()
         messages, undecodable = await self._decode_batch(lane, batch)
         if not messages:
             if undecodable is not None:
                 await self._failed(lane, batch[:1], (), undecodable, undecodable=True)
             return
+        self.measured.decoded((time.perf_counter() - began) / len(messages))
         taken = batch[: len(messages)]
         call = self._traced_batch if work.tracing.enabled else work.call
         began = time.perf_counter()
@@ -283,10 +337,23 @@ class Dispatcher:
         except Exception as error:
             await self._failed(lane, taken, messages, error)
             return
-        self._count_handled(len(messages), time.perf_counter() - began)
+        self.measured.handled += len(messages)
+        self.measured.processed(time.perf_counter() - began)
         if message_logger.isEnabledFor(logging.INFO):
             self._log_handled(messages)
         self._finished(lane, taken)
+
+    def _without_passed_over(self, lane: Lane, batch: list[InboundRecord]) -> list[InboundRecord]:
+        """End those at the head that are not for us; the rest up to the next such one."""
+        passed_over = lane.partition.passed_over
+        head = list(takewhile(lambda record: record.offset in passed_over, batch))
+        if head:
+            self._pass_over(lane, head)
+        return list(takewhile(lambda record: record.offset not in passed_over, batch[len(head) :]))
+
+    def _pass_over(self, lane: Lane, records: Sequence[InboundRecord]) -> None:
+        lane.partition.passed_over.difference_update(record.offset for record in records)
+        self._finished(lane, records)
 
     async def _decode_batch(
         self, lane: Lane, batch: Sequence[InboundRecord]
@@ -305,7 +372,8 @@ class Dispatcher:
             except decoding.unknown as unknown:
                 if messages:
                     break
-                await self._learn(lane, batch[0], unknown)
+                if not await self._learn(lane, batch[0], unknown):
+                    return [], None  # that record has ended
             except Exception as error:
                 return messages, error
         return messages, None
@@ -322,11 +390,14 @@ class Dispatcher:
 
     # --- what follows an error ---------------------------------------------------------------------------------
 
-    async def _learn(self, lane: Lane, record: InboundRecord, unknown: Any) -> None:
+    async def _learn(self, lane: Lane, record: InboundRecord, unknown: Any) -> bool:
+        """Fetch a writer's schema. False: it cannot be had, and the record at the lane's head has ended for that."""
         try:
             await self.work.decoding.learn(unknown)
         except DeimosError as error:
             await self._failed(lane, (record,), (), error, undecodable=not error.retriable)
+            return False
+        return True
 
     async def _failed(
         self,
@@ -343,8 +414,9 @@ class Dispatcher:
         """
         work = self.work
         attempt = lane.attempt + 1
-        if lane.splits:
-            # A part of a batch that has had its attempts gets one more to show whether the bad record is in it.
+        if lane.splits and len(records) > 1:
+            # A part of a batch that has had its attempts gets one more, to show whether the bad record is in it. A
+            # record that stands alone has attempts of its own: its neighbours may have been the bad ones.
             attempt = max(attempt, work.policy.attempts)
         first = records[0]
         surroundings = is_surroundings(error)
@@ -356,15 +428,18 @@ class Dispatcher:
             fatal=self._is_fatal(error, messages or [Message(first, None, None)], surroundings=surroundings),
             surroundings=surroundings,
             undecodable=undecodable,
+            has_retry_topic=work.retry is not None,
             random=random.random,
         )
+        if not surroundings and not isinstance(error, (Skip, DeadLetter)):
+            self.measured.failed[type(error).__name__] += 1
         where = _place(first)
         described = f"{type(error).__name__}: {error}"
         match decision:
             case Wait(delay):
                 lane.waits += 1
                 logger.warning("%s: %s waits %.2f s for its surroundings: %s", work.name, where, delay, described)
-                work.metrics.increment("deimos.consumer.waits", tags=self._tags)
+                self.measured.waits += 1
                 self._park(lane, delay)
             case TryAgain(delay):
                 lane.attempt, lane.waits = attempt, 0
@@ -373,24 +448,29 @@ class Dispatcher:
                     work.name, where, attempt, work.policy.attempts, delay, described,
                     exc_info=error if logger.isEnabledFor(logging.DEBUG) else None,
                 )  # fmt: skip
-                work.metrics.increment("deimos.consumer.retries", tags=self._tags)
+                self.measured.retries += 1
                 self._park(lane, delay)
             case StopConsumer():
                 self._stop_for(first, messages, error, attempt)
                 raise _Parked
-            case GiveUp() | PassOver() if len(records) > 1 and not isinstance(error, (Skip, DeadLetter)):
+            case Defer() | GiveUp() | PassOver() if len(records) > 1 and not isinstance(error, (Skip, DeadLetter)):
                 self._halve(lane, len(records))
                 logger.warning(
                     "%s: %s and %d more failed (%s); tried in halves to find the bad ones",
                     work.name, where, len(records) - 1, described,
                 )  # fmt: skip
             case PassOver():
-                logger.warning("%s: %s skipped: %s", work.name, where, described)
-                work.metrics.increment("deimos.consumer.skipped", by=len(records), tags=self._tags)
+                wanted = isinstance(error, Skip)
+                logger.log(
+                    logging.INFO if wanted else logging.WARNING,
+                    "%s: %s skipped: %s", work.name, where, described,
+                    exc_info=None if wanted else error,
+                )  # fmt: skip
+                self.measured.skipped += len(records)
                 self._finished(lane, records)
-            case GiveUp():
-                lane.doomed = Doom(len(records), error, 0 if undecodable else attempt)
-                await self._bury(lane)
+            case Defer() | GiveUp():
+                lane.doomed = Doom(len(records), error, 0 if undecodable else attempt, isinstance(decision, Defer))
+                await self._send_away(lane)
 
     @staticmethod
     def _halve(lane: Lane, count: int) -> None:
@@ -420,7 +500,7 @@ class Dispatcher:
         self, first: InboundRecord, messages: Sequence[Message[Any]], error: BaseException, attempt: int
     ) -> None:
         where = _place(first)
-        logger.error("%s: stops at %s: %s: %s", self.work.name, where, type(error).__name__, error)
+        logger.error("%s: stops at %s: %s: %s", self.work.name, where, type(error).__name__, error, exc_info=error)
         failure = HandlerError(
             f"consumer {self.work.name!r} stopped at {where} in attempt {attempt}: {type(error).__name__}: {error}",
             topic=first.topic,
@@ -435,36 +515,68 @@ class Dispatcher:
         self._halt()
         self.on_change()
 
-    async def _bury(self, lane: Lane) -> None:
-        """Send what is doomed to the dead-letter topic; while the brokers are away the lane is parked."""
+    async def _send_away(self, lane: Lane) -> None:
+        """Send what is doomed to the retry or dead-letter topic; while the brokers are away the lane is parked."""
         work = self.work
-        assert lane.doomed is not None
-        error, attempts = lane.doomed.error, lane.doomed.attempts
-        while lane.doomed is not None:
+        while (doom := lane.doomed) is not None:
             record = lane.records[0]
-            letter = dead_letters.build(
-                record, error, topic=work.dead_letter_topic, group=work.group, attempts=attempts, now=datetime.now(UTC)
-            )
+            topic = await self._publish_first_that_fits(lane, record, doom)
+            logger.log(
+                logging.WARNING if doom.deferred else logging.ERROR,
+                "%s: %s sent to %s: %s: %s",
+                work.name, _place(record), topic, type(doom.error).__name__, doom.error,
+                exc_info=None if isinstance(doom.error, DeadLetter) else doom.error,
+            )  # fmt: skip
+            if doom.deferred:
+                self.measured.retries += 1
+            else:
+                self.measured.dead_lettered += 1
+            lane.doomed = Doom(doom.count - 1, doom.error, doom.attempts, doom.deferred) if doom.count > 1 else None
+            self._finished(lane, (record,))
+
+    async def _publish_first_that_fits(self, lane: Lane, record: InboundRecord, doom: Doom) -> str:
+        """Send the record away; returns the topic. What is refused is tried with fewer headers of ours.
+
+        Raises `_Parked`: the brokers are away, or nothing was taken and the consumer stops.
+        """
+        work = self.work
+        refused: DeimosError | None = None
+        for letter in self._letters(record, doom):
             try:
                 await work.publish(letter)
+                return letter.topic
             except DeimosError as failed:
-                if not failed.retriable:
-                    self._stop_for(record, (), failed, attempts)
-                    raise _Parked from failed
-                lane.waits += 1
-                delay = backoff_delay(work.policy.backoff, lane.waits, random.random())  # noqa: S311  # jitter, no secret
-                logger.warning(
-                    "%s: dead letter to %s waits %.2f s: %s", work.name, work.dead_letter_topic, delay, failed
-                )
-                self._park(lane, delay)
-            logger.error(
-                "%s: %s sent to %s: %s: %s",
-                work.name, _place(record), work.dead_letter_topic, type(error).__name__, error,
-            )  # fmt: skip
-            work.metrics.increment("deimos.consumer.dead_lettered", tags=self._tags)
-            left = lane.doomed.count - 1
-            lane.doomed = Doom(left, error, attempts) if left else None
-            self._finished(lane, (record,))
+                if failed.retriable:
+                    lane.waits += 1
+                    delay = backoff_delay(work.policy.backoff, lane.waits, random.random())  # noqa: S311  # jitter
+                    logger.warning(
+                        "%s: %s waits %.2f s to be sent to %s: %s",
+                        work.name, _place(record), delay, letter.topic, failed,
+                    )  # fmt: skip
+                    self._park(lane, delay)
+                refused = failed
+        assert refused is not None
+        self._stop_for(record, (), refused, doom.attempts)
+        raise _Parked from refused
+
+    def _letters(self, record: InboundRecord, doom: Doom) -> Iterator[OutboundRecord]:
+        work, now = self.work, datetime.now(UTC)
+        if doom.deferred and work.retry is not None:
+            yield dead_letters.defer(
+                record,
+                doom.error,
+                topic=work.retry.topic,
+                group=work.group,
+                attempts=doom.attempts,
+                now=now,
+                delay=work.retry.delay,
+            )
+            return
+        letter = dead_letters.build(
+            record, doom.error, topic=work.dead_letter_topic, group=work.group, attempts=doom.attempts, now=now
+        )
+        yield letter
+        yield dead_letters.bare(record, letter)
 
     # --- giving up partitions, stopping ------------------------------------------------------------------------
 
@@ -478,16 +590,29 @@ class Dispatcher:
     def _halt(self) -> None:
         self._stopping = True
         for partition in self.partitions.values():
-            partition.halted = not partition.draining or self.failure is not None
+            if not partition.draining or self.failure is not None:
+                partition.halt(closes_gaps=self.failure is None)
+                self._close_gaps(partition)
 
-    def close(self, partitions: Iterable[TopicPartition]) -> list[Partition]:
-        """Begin nothing new of these partitions; returns those that were ours."""
+    def _close_gaps(self, partition: Partition) -> None:
+        """Go on with heads below what has ended already, which else would be handled again by the next owner."""
+        partition.find_gaps()
+        for lane in partition.lanes():
+            self._offer(lane)
+
+    def close(self, partitions: Iterable[TopicPartition], *, lost: bool = False) -> list[Partition]:
+        """Begin nothing new of these partitions, but what is below something that has ended; returns those of ours.
+
+        Args:
+            lost: They are somebody else's by now: begin nothing at all.
+        """
         given_up = [self.partitions[partition] for partition in partitions if partition in self.partitions]
         for partition in given_up:
             if self.work.delivery == "at_most_once":
                 self._drain_all(partition)
             else:
-                partition.halted = True
+                partition.halt(closes_gaps=not lost and self.failure is None)
+                self._close_gaps(partition)
         return given_up
 
     def _drain_all(self, partition: Partition) -> None:
@@ -500,9 +625,13 @@ class Dispatcher:
         waiting = list(partitions)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        while any(part.busy or (part.draining and part.buffered and not self.failure) for part in waiting):
+        while any(
+            part.busy or part.has_gaps or (part.draining and part.buffered and not self.failure) for part in waiting
+        ):
             remaining = deadline - loop.time()
             if remaining <= 0:
+                for part in waiting:
+                    part.halt(closes_gaps=False)
                 return False
             if self._left is None or self._left.done():
                 self._left = loop.create_future()
@@ -514,7 +643,7 @@ class Dispatcher:
         for partition in partitions:
             found = self.partitions.pop(partition, None)
             if found is not None:
-                found.halted = True
+                found.halt(closes_gaps=False)
 
     # --- telling -----------------------------------------------------------------------------------------------
 
@@ -552,9 +681,8 @@ class Dispatcher:
                 raise
 
     def _count_handled(self, count: int, seconds: float) -> None:
-        metrics = self.work.metrics
-        metrics.increment("deimos.consumer.handled", by=count, tags=self._tags)
-        metrics.histogram("deimos.consumer.handle_time", seconds / count, tags=self._tags)
+        self.measured.handled += count
+        self.measured.processed(seconds / count)
 
     def _log_handled(self, messages: Sequence[Message[Any]]) -> None:
         first, last = messages[0], messages[-1]

@@ -16,6 +16,12 @@ _POLL_TIMEOUT = 0.5
 """Seconds that one fetch waits for records. A stop wakes it."""
 
 
+_SPAN = 10
+"""How many times the buffer the offsets from the position on may be: one message that waits would else let what is read
+again after a crash grow without end.
+"""
+
+
 class Fetcher:
     """Moves records from the broker's consumer into the dispatcher, pausing partitions that are full."""
 
@@ -51,7 +57,7 @@ class Fetcher:
 
     async def _commit_ahead(self, partition: Partition, records: Sequence[InboundRecord]) -> bool:
         if not await self._committer.commit_ahead(partition, records[-1].offset + 1):
-            if self._dispatcher.partitions.get(partition.id) is partition:
+            if partition.id in self._consumer.assignment():
                 self._consumer.seek(partition.id, records[0].offset)
             return False
         return self._dispatcher.partitions.get(partition.id) is partition
@@ -66,10 +72,10 @@ class Fetcher:
         full, roomy = [], []
         for id, partition in partitions.items():
             if partition.paused:
-                if partition.buffered * 2 <= most:
+                if partition.buffered * 2 <= most and partition.span * 2 <= most * _SPAN:
                     partition.paused = False
                     roomy.append(id)
-            elif partition.buffered >= most:
+            elif partition.buffered >= most or partition.span >= most * _SPAN:
                 partition.paused = True
                 full.append(id)
         if full:

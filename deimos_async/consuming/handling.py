@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
@@ -33,19 +34,26 @@ def build_call(spec: HandlerSpec, *, open_session: Callable[[], Any] | None, own
     if not spec.arguments:
 
         async def in_thread(message: Any) -> None:
-            await asyncio.to_thread(function, message)
+            await _in_thread(function, message)
 
         return in_thread
 
     arguments = spec.arguments
 
     async def invoke(message: Any, session: Any) -> None:
+        failure: BaseException | None = None
         async with AsyncExitStack() as stack:
             values = await _fill(arguments, message, session, stack, {})
-            if spec.is_async:
-                await function(message, **values)
-            else:
-                await asyncio.to_thread(function, message, **values)
+            try:
+                if spec.is_async:
+                    await function(message, **values)
+                else:
+                    await _in_thread(function, message, **values)
+            except BaseException as error:
+                failure = error
+                raise
+        if failure is not None:
+            raise failure  # a provider has caught it: it may see the handler's error, but not make it undone
 
     if not spec.needs_session:
 
@@ -77,6 +85,12 @@ def build_call(spec: HandlerSpec, *, open_session: Callable[[], Any] | None, own
                 leave_scope(scope, token)
 
     return with_session
+
+
+async def _in_thread(function: Callable[..., Any], message: Any, **values: Any) -> None:
+    outcome = await asyncio.to_thread(function, message, **values)
+    if inspect.isawaitable(outcome):
+        await outcome  # a plain function that returns a coroutine, e.g. a wrapper around an async one
 
 
 def _is_unreachable(error: Any) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from deimos_async.consuming.offsets import OffsetFrontier
+from deimos_async.consuming.progress import Arrivals
 from deimos_async.message import InboundRecord, TopicPartition
 from deimos_async.specs import Ordering
 
@@ -27,11 +28,12 @@ class Timer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Doom:
-    """So many records at a lane's head are dead letters."""
+    """So many records at a lane's head leave the topic: as dead letters, or to the next retry topic."""
 
     count: int
     error: BaseException
     attempts: int
+    deferred: bool = False
 
 
 class Lane:
@@ -47,7 +49,7 @@ class Lane:
         timer: Wakes it: a parked lane, or an incomplete batch that is due.
         waits: How often its head has waited for the surroundings in a row.
         splits: Sizes of the parts, the next one last, into which a batch was cut to find its bad records.
-        doomed: What at its head goes to the dead-letter topic, with the error and the number of attempts.
+        doomed: What at its head leaves the topic, with the error and the number of attempts.
         waiting_since: Loop time at which its oldest record came, for batches.
     """
 
@@ -88,6 +90,8 @@ class Partition:
 
     Attributes:
         halted: It is being given up, or the consumer stops: heads that run may end, nothing else begins.
+        finish_below: While halted: heads below this offset are begun all the same. They are gaps below something that
+            has ended: without them it could not be committed, and would be handled again.
         draining: It is being given up, but everything in hand is handled first.
         buffered: Records in hand whose handling has not ended.
         busy: Lanes at which a worker is.
@@ -95,20 +99,26 @@ class Partition:
         position: Next offset that the group should read after a restart; None until something has ended.
         committed: Last position that was committed, or None.
         first: Offset of the first record that came in this assignment, or None.
+        arrivals: How old the next message is.
+        passed_over: Offsets of records in hand that are not for this consumer: they end without being handled.
     """
 
     __slots__ = (
         "_by_key",
+        "_closes_gaps",
         "_frontier",
         "_ordering",
         "_single",
+        "arrivals",
         "buffered",
         "busy",
         "committed",
         "draining",
+        "finish_below",
         "first",
         "halted",
         "id",
+        "passed_over",
         "paused",
         "position",
     )
@@ -119,10 +129,14 @@ class Partition:
         self.buffered = 0
         self.busy = 0
         self.halted = False
+        self.finish_below = 0
+        self._closes_gaps = False
         self.draining = False
         self.paused = False
         self.committed: int | None = None
         self.first: int | None = None
+        self.arrivals = Arrivals()
+        self.passed_over: set[int] = set()
         self._ordering = ordering
         self._single = Lane(self, is_whole_partition=True) if ordering == "partition" else None
         self._by_key: dict[bytes, Lane] = {}
@@ -135,6 +149,7 @@ class Partition:
             Lanes that were touched, each once.
         """
         self.buffered += len(records)
+        self.arrivals.add(records[0].offset, records[0].timestamp, records[-1].timestamp)
         if self.first is None:
             self.first = records[0].offset
         single = self._single
@@ -171,6 +186,43 @@ class Partition:
         lane.attempt = lane.waits = 0
         if lane.key is not None and not lane.records:
             self._by_key.pop(lane.key, None)
+
+    def halt(self, *, closes_gaps: bool) -> None:
+        """Begin nothing more, but what `finish_below` says.
+
+        Args:
+            closes_gaps: False: nothing at all, as what is handled now could not be committed, or time is up.
+        """
+        self.halted = True
+        self._closes_gaps = closes_gaps and self._frontier is not None
+        self.find_gaps()
+
+    def find_gaps(self) -> None:
+        """Set `finish_below` anew, after a head has ended or was put off.
+
+        It stops at a head that waits for its next attempt: what comes after that cannot be committed anyway.
+        """
+        self.finish_below = 0
+        if self._closes_gaps:
+            assert self._frontier is not None
+            parked = [lane.records[0].offset for lane in self._by_key.values() if lane.parked]
+            self.finish_below = min([self._frontier.reached, *parked])
+
+    def may_begin(self, lane: Lane) -> bool:
+        """Whether the head of this lane, which has one, may be handled now."""
+        return not self.halted or lane.records[0].offset < self.finish_below
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether a halted partition has heads that are still to be begun."""
+        return self.finish_below > 0 and any(
+            lane.records and lane.records[0].offset < self.finish_below for lane in self._by_key.values()
+        )
+
+    @property
+    def span(self) -> int:
+        """Offsets between the position and the last record in hand: what comes again after a crash."""
+        return self.buffered if self._frontier is None else self._frontier.span
 
     def lanes(self) -> Iterable[Lane]:
         """Lanes that may hold records, but for those of single records, which wait for a worker or a timer."""

@@ -43,6 +43,16 @@ class OffsetFrontier:
             self._finished.add(offset)
 
     @property
+    def reached(self) -> int:
+        """The offset after the highest one that has ended; 0 until something has."""
+        return max(self._finished) + 1 if self._finished else self.position or 0
+
+    @property
+    def span(self) -> int:
+        """How many started offsets are not below the position, whether they have ended or not."""
+        return len(self._started)
+
+    @property
     def unfinished(self) -> int:
         """How many started offsets have not ended."""
         return len(self._started) - len(self._finished)

@@ -12,6 +12,7 @@ from deimos_async.topics import Backoff, OnError
 __all__ = [
     "DeadLetter",
     "Decision",
+    "Defer",
     "GiveUp",
     "PassOver",
     "Retry",
@@ -68,6 +69,11 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
+class Defer:
+    """To the next retry topic."""
+
+
+@dataclass(frozen=True, slots=True)
 class GiveUp:
     """To the dead-letter topic."""
 
@@ -82,7 +88,7 @@ class StopConsumer:
     """The consumer stops; the message is not committed."""
 
 
-Decision: TypeAlias = TryAgain | Wait | GiveUp | PassOver | StopConsumer
+Decision: TypeAlias = TryAgain | Wait | Defer | GiveUp | PassOver | StopConsumer
 
 
 def backoff_delay(backoff: Backoff, attempt: int, random: float) -> float:
@@ -107,6 +113,7 @@ def decide(
     fatal: bool,
     surroundings: bool,
     undecodable: bool,
+    has_retry_topic: bool,
     random: Callable[[], float],
 ) -> Decision:
     """What follows.
@@ -119,6 +126,7 @@ def decide(
         fatal: Whether `reraise_errors` or a `fatal_error` callable selects the error: it stops before any retry.
         surroundings: Whether the error is the database's, broker's or registry's absence.
         undecodable: Whether the message could not be decoded: trying again would not help.
+        has_retry_topic: Whether there is a (next) retry topic after the attempts in place.
     """
     if isinstance(error, Skip):
         return PassOver()
@@ -128,11 +136,13 @@ def decide(
         return StopConsumer()
     if surroundings or (policy.wait_on and isinstance(error, policy.wait_on)):
         return Wait(backoff_delay(policy.backoff, waits + 1, random()))
-    if not undecodable and attempt < policy.attempts:
-        if isinstance(error, Retry):
-            return TryAgain(error.after)
-        if _is_retried(error, policy):
-            return TryAgain(backoff_delay(policy.backoff, attempt, random()))
+    if not undecodable and (isinstance(error, Retry) or _is_retried(error, policy)):
+        if attempt < policy.attempts:
+            return TryAgain(
+                error.after if isinstance(error, Retry) else backoff_delay(policy.backoff, attempt, random())
+            )
+        if has_retry_topic:
+            return Defer()
     match policy.then:
         case "skip":
             return PassOver()
@@ -149,10 +159,28 @@ def _is_retried(error: BaseException, policy: OnError) -> bool:
 
 
 def is_surroundings(error: BaseException) -> bool:
-    """Whether an error is never the message's fault: our retriable errors, and a lost database connection.
+    """Whether an error is never the message's fault: our retriable errors, and a database that cannot be had.
 
-    SQLAlchemy marks what ended with its connection by `connection_invalidated`.
+    Of a group of errors all must be. SQLAlchemy marks what ended with its connection by `connection_invalidated`; what
+    fails while a connection is opened has no statement yet, or is an error of the operating system that came through
+    SQLAlchemy; a pool without a free connection is its `TimeoutError`.
     """
     if isinstance(error, DeimosError):
         return error.retriable
-    return bool(getattr(error, "connection_invalidated", False))
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_surroundings(inner) for inner in error.exceptions)
+    cls = type(error)
+    if cls.__module__ == "sqlalchemy.exc":
+        if cls.__name__ in ("OperationalError", "InterfaceError") and getattr(error, "statement", "") is None:
+            return True
+        return cls.__name__ == "TimeoutError" or bool(getattr(error, "connection_invalidated", False))
+    return isinstance(error, OSError) and _came_through(error, "sqlalchemy.")
+
+
+def _came_through(error: BaseException, package: str) -> bool:
+    step = error.__traceback__
+    while step is not None:
+        if str(step.tb_frame.f_globals.get("__name__", "")).startswith(package):
+            return True
+        step = step.tb_next
+    return False

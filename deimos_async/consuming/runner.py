@@ -17,13 +17,16 @@ from deimos_async.brokers.protocol import Broker, BrokerConsumer, ConsumerOption
 from deimos_async.consuming.commit import Committer
 from deimos_async.consuming.dispatch import Dispatcher, Work
 from deimos_async.consuming.fetch import Fetcher
+from deimos_async.consuming.progress import Progress, is_stalled
 from deimos_async.message import TopicPartition
+from deimos_async.telemetry import names
 
 __all__ = ["ConsumerRunner", "RunnerOptions", "RunnerStatus"]
 
 logger = logging.getLogger("deimos_async.consuming")
 
-_LAG_INTERVAL = 5.0
+_GAUGES_INTERVAL = 5.0
+"""Seconds between two tellings of gauges, of which each partition has some. Counters are told with each commit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ class RunnerOptions:
     max_records: int = 500
     commit_interval: float = 1.0
     shutdown_timeout: float = 30.0
+    stall_timeout: float = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +52,37 @@ class RunnerStatus:
     lag: int
     """Messages behind the known ends of the assigned partitions."""
     failed: bool
+    last_progress: float = 0.0
+    """Seconds since something was last fetched, handled, given up or put off."""
+    stalled: bool = False
+    """It has something to do and has not got on with it for `consumers.stall_timeout`."""
 
 
 class ConsumerRunner:
     """Runs one consumer until it is told to stop. A service; also the rebalance listener of its broker consumer."""
 
-    def __init__(self, broker: Broker, options: ConsumerOptions, work: Work, runner: RunnerOptions) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        options: ConsumerOptions,
+        work: Work,
+        runner: RunnerOptions,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.name = f"consumer {work.name} {work.topic}"
         self._options = runner
         self._consumer: BrokerConsumer = broker.consumer(options, self)
         self._dispatcher = Dispatcher(work)
-        self._committer = Committer(work.name, self._consumer)
+        self._measured = self._dispatcher.measured
+        self._committer = Committer(work.name, self._consumer, self._measured)
         self._fetcher = Fetcher(self._consumer, self._dispatcher, self._committer, max_records=runner.max_records)
         self._dispatcher.on_change = self._changed
         self._stop = asyncio.Event()
         self._workers: set[asyncio.Task[None]] = set()
         self._tasks: asyncio.TaskGroup | None = None
+        self._clock = clock
+        self._progress = Progress(clock())
         self.started = False
         self.on_change: Callable[[], None] = lambda: None
         """Called when records have been handled, or put off, or the consumer must stop."""
@@ -103,6 +122,8 @@ class ConsumerRunner:
             await self._committer.commit(list(self._dispatcher.partitions.values()))
         finally:
             self._tasks = None
+            self._measured.tell()
+            self._clear_gauges(self._dispatcher.partitions)
             await self._consumer.stop()
         if error is not None:
             raise error
@@ -128,7 +149,7 @@ class ConsumerRunner:
         task.add_done_callback(self._workers.discard)
 
     async def _commit_regularly(self) -> None:
-        next_lag = 0.0
+        next_gauges = 0.0
         while not self._stop.is_set():
             try:
                 async with asyncio.timeout(self._options.commit_interval):
@@ -136,10 +157,12 @@ class ConsumerRunner:
             except TimeoutError:
                 pass
             await self._committer.commit(list(self._dispatcher.partitions.values()))
-            now = time.monotonic()
-            if now >= next_lag:
-                next_lag = now + _LAG_INTERVAL
-                self._tell_lag()
+            self._measured.tell()
+            now = self._clock()
+            self._quiet(now)
+            if now >= next_gauges:
+                next_gauges = now + _GAUGES_INTERVAL
+                self._tell_gauges()
 
     async def commit(self) -> None:
         """Commit what has ended now, before the interval is over."""
@@ -159,7 +182,7 @@ class ConsumerRunner:
         self._dispatcher.assign(partitions)
         if partitions:
             logger.info("%s: assigned %s", self.name, _names(partitions))
-        self._dispatcher.work.metrics.increment("deimos.consumer.rebalances", tags={"consumer": self.name})
+        self._measured.rebalances += 1
 
     async def on_revoked(self, partitions: frozenset[TopicPartition]) -> None:
         """Drain and commit before they go."""
@@ -170,7 +193,7 @@ class ConsumerRunner:
         await self._give_up(partitions, commit=False)
 
     async def _give_up(self, partitions: frozenset[TopicPartition], *, commit: bool) -> None:
-        given_up = self._dispatcher.close(partitions)
+        given_up = self._dispatcher.close(partitions, lost=not commit)
         if not given_up:
             return
         logger.info("%s: giving up %s", self.name, _names(partitions))
@@ -186,6 +209,8 @@ class ConsumerRunner:
                 await self._committer.commit(given_up)
         finally:
             self._dispatcher.forget(partitions)
+            self._committer.forget(partitions)
+            self._clear_gauges(partition.id for partition in given_up)
 
     def _replace_workers(self) -> None:
         """Cancel the workers with what they do; new ones take over. Other partitions' heads are tried again."""
@@ -212,24 +237,64 @@ class ConsumerRunner:
     def status(self) -> RunnerStatus:
         """What it is doing now."""
         work = self._dispatcher.work
+        quiet = self._quiet(self._clock())
+        in_flight = self._in_flight()
         return RunnerStatus(
             name=work.name,
             group=work.group,
             topic=work.topic,
             assigned=frozenset(self._dispatcher.partitions),
-            in_flight=sum(partition.buffered for partition in self._dispatcher.partitions.values()),
+            in_flight=in_flight,
             lag=sum(self.lag().values()),
             failed=self._dispatcher.failure is not None,
+            last_progress=quiet,
+            stalled=is_stalled(
+                assigned=len(self._dispatcher.partitions),
+                in_flight=in_flight,
+                unfetched=self._consumer.unfetched(),
+                parked=self._dispatcher.parked,
+                quiet=quiet,
+                # An incomplete batch waits on purpose.
+                timeout=self._options.stall_timeout + (work.max_wait if work.batch else 0.0),
+            ),
         )
 
-    def _tell_lag(self) -> None:
-        work = self._dispatcher.work
+    def _in_flight(self) -> int:
+        return sum(partition.buffered for partition in self._dispatcher.partitions.values())
+
+    def _quiet(self, now: float) -> float:
+        """Seconds since the last progress, as far as was looked."""
+        dispatcher = self._dispatcher
+        positions = tuple(partition.position for partition in dispatcher.partitions.values())
+        return self._progress.quiet((self._measured.fetched, self._in_flight(), dispatcher.parks, positions), now)
+
+    def _tell_gauges(self) -> None:
+        metrics, tags = self._dispatcher.work.metrics, self._measured.tags
+        partitions = self._dispatcher.partitions
+        metrics.gauge(names.IN_FLIGHT, self._in_flight(), tags=tags)
+        metrics.gauge(names.COMMIT_AGE, self._committer.age(partitions.values()), tags=tags)
+        now = time.time()
         for id, lag in self.lag().items():
-            work.metrics.gauge(
-                "consumer.lags",
-                lag,
-                tags={"topic": id.topic, "partition": str(id.partition), "consumer_group": work.group},
+            partition = partitions[id]
+            told = {**tags, "topic": id.topic, "partition": str(id.partition)}
+            metrics.gauge(names.LAG, lag, tags=told)
+            waited = partition.arrivals.lag_time(
+                position=partition.position, in_flight=partition.buffered, lag=lag, now=now
             )
+            metrics.gauge(names.LAG_TIME, waited, tags=told)
+
+    def _clear_gauges(self, gone: Iterable[TopicPartition]) -> None:
+        """Partitions that went are told by their next owner; a gauge that stayed would be a lag that never ends."""
+        metrics, tags = self._dispatcher.work.metrics, self._measured.tags
+        left = set(self._dispatcher.partitions)
+        for id in gone:
+            left.discard(id)
+            told = {**tags, "topic": id.topic, "partition": str(id.partition)}
+            metrics.gauge(names.LAG, 0, tags=told)
+            metrics.gauge(names.LAG_TIME, 0.0, tags=told)
+        if not left:
+            metrics.gauge(names.IN_FLIGHT, 0, tags=tags)
+            metrics.gauge(names.COMMIT_AGE, 0.0, tags=tags)
 
 
 def _names(partitions: Iterable[TopicPartition]) -> str:

@@ -33,7 +33,7 @@ class Database:
         try:
             parsed = make_url(url)
             dialect = parsed.get_dialect()
-        except ArgumentError:
+        except (ArgumentError, ValueError):  # a port that is no number is a ValueError that shows part of the URL
             raise ConfigurationError(
                 f"{where} is not a SQLAlchemy URL; write it as e.g. postgresql+asyncpg://user:password@host/database"
             ) from None

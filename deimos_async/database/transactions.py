@@ -14,6 +14,7 @@ SQLAlchemy tells all this by synchronous events on the inner `Session`; they run
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from deimos_async.errors import LifecycleError
 __all__ = ["Departures", "Scope", "current_scope", "depart_with", "enter_scope", "leave_scope", "open_scope"]
 
 Send = Callable[[Sequence[Any]], Awaitable[None]]
+
+logger = logging.getLogger("deimos_async.database")
 
 _INFO_KEY = "deimos_async.departures"
 
@@ -71,12 +74,23 @@ class Departures:
         pieces, self._pieces = self._pieces, []
         committed, self._committed = self._committed, False
         if not committed:
+            if pieces:
+                logger.info("%d messages of a transaction that did not commit are dropped", len(pieces))
             return
+        failures: list[Exception] = []
         first = 0
         for index in range(1, len(pieces) + 1):
             if index == len(pieces) or pieces[index].send != pieces[first].send:
-                await_only(pieces[first].send([piece.item for piece in pieces[first:index]]))
+                try:
+                    await_only(pieces[first].send([piece.item for piece in pieces[first:index]]))
+                except Exception as error:
+                    # Each group of senders is tried: those behind it have nothing to do with this one's failure.
+                    failures.append(error)
                 first = index
+        for failure in failures[1:]:
+            failures[0].add_note(f"and also: {failure}")
+        if failures:
+            raise failures[0]
 
 
 def _is_within(transaction: SessionTransaction, outer: SessionTransaction) -> bool:

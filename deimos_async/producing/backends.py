@@ -12,8 +12,8 @@ from deimos_async.errors import BrokerError, DeliveryError, NotRunningError
 from deimos_async.events import EventBus
 from deimos_async.message import Delivery
 from deimos_async.payload_log import payload_view
+from deimos_async.producing.measuring import SendMeasurements
 from deimos_async.producing.outlet import Outgoing
-from deimos_async.telemetry.protocol import Metrics
 
 __all__ = ["DeliveryErrorHandler", "KafkaAsyncBackend", "KafkaBackend", "TestBackend"]
 
@@ -79,34 +79,42 @@ class KafkaAsyncBackend:
         *,
         buffer_messages: int,
         events: EventBus,
-        metrics: Metrics,
+        measured: SendMeasurements,
         on_delivery_error: DeliveryErrorHandler | None,
     ) -> None:
         self._direct = direct
         self._most = buffer_messages
         self._events = events
-        self._metrics = metrics
+        self._measured = measured
         self._on_delivery_error = on_delivery_error
         self._buffer: list[Outgoing] = []
-        self._unsent = 0
+        self._taken = 0
+        """Messages ever buffered."""
+        self._ended = 0
+        """Messages ever acknowledged or failed; they end in the order in which they were buffered."""
         self._stopping = False
         self._changed = asyncio.Condition()
 
     async def send(self, messages: Sequence[Outgoing]) -> None:
         """Buffer; waits while the buffer is full."""
         async with self._changed:
-            while self._unsent and self._unsent + len(messages) > self._most and not self._stopping:
+            while self._taken > self._ended and self._unsent + len(messages) > self._most and not self._stopping:
                 await self._changed.wait()
             if self._stopping:
                 raise NotRunningError("the application is stopping; nothing more is buffered")
             self._buffer.extend(messages)
-            self._unsent += len(messages)
+            self._taken += len(messages)
             self._changed.notify_all()
 
+    @property
+    def _unsent(self) -> int:
+        return self._taken - self._ended
+
     async def flush(self) -> None:
-        """Wait until everything buffered so far was acknowledged or has failed."""
+        """Wait until everything buffered so far was acknowledged or has failed, whatever is buffered meanwhile."""
         async with self._changed:
-            while self._unsent:
+            last = self._taken
+            while self._ended < last:
                 await self._changed.wait()
 
     def request_stop(self) -> None:
@@ -114,7 +122,7 @@ class KafkaAsyncBackend:
         self._stopping = True
 
     async def run(self, started: asyncio.Event) -> None:
-        """Send what is buffered until stopped and empty."""
+        """Send what is buffered until stopped and empty. Cancelled: what is left is reported as unknown."""
         started.set()
         while True:
             async with self._changed:
@@ -130,10 +138,16 @@ class KafkaAsyncBackend:
                 await self._report(error, failed)
             except BrokerError as error:
                 await self._report(DeliveryError(str(error), indexes=range(len(messages))), messages)
-            finally:
-                async with self._changed:
-                    self._unsent -= len(messages)
-                    self._changed.notify_all()
+            except BaseException as error:
+                left, self._buffer = messages + self._buffer, []
+                lost = DeliveryError("sending was cut off; these may or may not be stored", unknown=True)
+                lost.__cause__ = error
+                await self._report(lost, left)
+                self._ended = self._taken
+                raise
+            async with self._changed:
+                self._ended += len(messages)
+                self._changed.notify_all()
 
     async def stop(self) -> None:
         """Wake `run`, which sends what is left."""
@@ -144,8 +158,7 @@ class KafkaAsyncBackend:
     async def _report(self, error: DeliveryError, failed: list[Outgoing]) -> None:
         view = payload_view(failed, failed[0].outlet.payload_log) if failed else {}
         logger.error("delivery failed: %s: %s", error, view)
-        for message in failed:
-            self._metrics.increment("deimos.producer.delivery_failures", tags={"topic": message.topic})
+        self._measured.not_delivered(message.outlet.kafka_name for message in failed)
         try:
             self._events.emit("deimos.error", {"type": "delivery", "messages": failed}, error=error)
             if self._on_delivery_error is not None:

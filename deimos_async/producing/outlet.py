@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from deimos_async.errors import ConfigurationError
 from deimos_async.events import EventBus
 from deimos_async.message import Delivery, OutboundRecord
-from deimos_async.telemetry.protocol import Metrics, Tracing
+from deimos_async.producing.measuring import SendMeasurements
+from deimos_async.telemetry.protocol import Tracing
 from deimos_async.topics import PayloadLog, Topic
 
 if TYPE_CHECKING:  # start-up time: the codec's module loads schema libraries
@@ -86,7 +87,7 @@ class Outlets:
     default_backend: str
     disabled: bool
     events: EventBus
-    metrics: Metrics
+    measured: SendMeasurements
     tracing: Tracing
     generate_id: Callable[[], str] | None = None
 

@@ -60,6 +60,8 @@ def prepare(
         payload = None
     else:
         payload, value = codec.encode_fitting(payload)
+        if key is None:
+            _, key = codec.choose_key(payload, None)  # the key field may have its value from the schema's default
     record = OutboundRecord(
         outlet.kafka_name,
         key=codec.encode_key_now(key),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from deimos_async.errors import ConfigurationError, EncodeError
+from deimos_async.errors import BrokerError, ConfigurationError, DeliveryError, EncodeError
 from deimos_async.message import Delivery, HeadersInput
 from deimos_async.producing import pipeline
 from deimos_async.producing.outlet import Outgoing, Outlets, ProducerBackend, is_disabled
@@ -165,6 +166,8 @@ class Producer:
     ) -> list[Outgoing]:
         """Encode all of them, in order. It waits only where a codec is not prepared yet."""
         own = outlets.topic(self.topic)
+        # Asking the registry, which happens once, says nothing about encoding.
+        began = time.perf_counter() if own.codec.prepared else None
         name = type(self).__name__
         events = outlets.events if outlets.events.wants("deimos.encode_message") else None
         chooses_partition = type(self).partition_key is not Producer.partition_key
@@ -199,6 +202,8 @@ class Producer:
                 }
                 events.emit("deimos.encode_message", about)
             outgoing.append(encoded)
+        if began is not None and outgoing:
+            outlets.measured.encoded(own.kafka_name, (time.perf_counter() - began) / len(outgoing))
         return outgoing
 
 
@@ -213,16 +218,36 @@ def _surrounding_session(owner: object) -> Any:
 
 async def deliver(backend: ProducerBackend, outlets: Outlets, messages: Sequence[Outgoing]) -> list[Delivery] | None:
     """Send, then tell: a log line and a counter for each topic."""
+    measured = outlets.measured
+    began = time.perf_counter()
     try:
         deliveries = await backend.send(messages)
-    except Exception:
-        for topic, group in pipeline.by_topic(messages).items():
-            outlets.metrics.increment("publish", by=len(group), tags={"status": "error", "topic": topic})
+    except Exception as error:
+        _tell_failure(error, outlets, messages, time.perf_counter() - began)
         raise
+    seconds = time.perf_counter() - began
     for topic, group in pipeline.by_topic(messages).items():
-        outlets.metrics.increment("publish", by=len(group), tags={"status": "success", "topic": topic})
+        kafka_name = group[0].outlet.kafka_name
+        measured.sent(kafka_name, len(group))
+        if deliveries is not None:
+            measured.answered(kafka_name, seconds)
         pipeline.log_produced(topic, group)
     return deliveries
+
+
+def _tell_failure(error: Exception, outlets: Outlets, messages: Sequence[Outgoing], seconds: float) -> None:
+    """Count what failed, and what was acknowledged all the same."""
+    indexes = set(error.indexes) if isinstance(error, DeliveryError) and error.indexes else set(range(len(messages)))
+    failed = [message for index, message in enumerate(messages) if index in indexes]
+    stored = [message for index, message in enumerate(messages) if index not in indexes]
+    measured = outlets.measured
+    for group in pipeline.by_topic(failed).values():
+        measured.sent(group[0].outlet.kafka_name, len(group), error)
+        measured.answered(group[0].outlet.kafka_name, seconds, error)
+    for group in pipeline.by_topic(stored).values():
+        measured.sent(group[0].outlet.kafka_name, len(group))
+    if isinstance(error, BrokerError):
+        measured.not_delivered(message.outlet.kafka_name for message in failed)
 
 
 class _Departure:

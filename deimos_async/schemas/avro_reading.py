@@ -11,7 +11,6 @@ reader's union the one of the same type is preferred to one that needs a promoti
 from __future__ import annotations
 
 import struct
-import threading
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
@@ -72,10 +71,10 @@ def problem_of(error: Exception) -> str:
     return f"no value of its logical type: {error}"
 
 
-class _Allowance(threading.local):
-    """Items without bytes that the message being read may still have. Only schemas with such items look at it."""
+class _Counted(bytes):
+    """A message of a schema with items that take no bytes: it knows how many of them it may still have."""
 
-    left = 0
+    left = MOST_EMPTY_ITEMS
 
 
 class ReaderFactory:
@@ -84,20 +83,14 @@ class ReaderFactory:
     def __init__(self) -> None:
         self._made: dict[tuple[Node, Node], Read] = {}
         self._open: set[tuple[Node, Node]] = set()
-        self._allowance: _Allowance | None = None
+        self._has_empty_items = False
 
     def make_whole(self, writer: Node, reader: Node) -> Read:
         """`make` for whole messages: what each may ask for is counted anew."""
         read = self.make(writer, reader)
-        allowance = self._allowance
-        if allowance is None:
+        if not self._has_empty_items:
             return read
-
-        def limited(data: bytes, position: int) -> tuple[Any, int]:
-            allowance.left = MOST_EMPTY_ITEMS
-            return read(data, position)
-
-        return limited
+        return lambda data, position: read(_Counted(data), position)
 
     def make(self, writer: Node, reader: Node) -> Read:
         """Reads what `writer` wrote as a value of `reader`; the same node twice reads without resolution."""
@@ -127,9 +120,8 @@ class ReaderFactory:
             read_item = self.make(writer.items, reader.items)
             if not _takes_no_bytes(writer.items, set()):
                 return _array(read_item)
-            if self._allowance is None:
-                self._allowance = _Allowance()
-            return _array_of_nothing(read_item, self._allowance)
+            self._has_empty_items = True
+            return _array_of_nothing(read_item)
         if writer.kind == "map":
             return _map(self.make(writer.items, reader.items))
         if writer.kind == "enum":
@@ -428,15 +420,16 @@ def _array(read_item: Read) -> Read:
     return read
 
 
-def _array_of_nothing(read_item: Read, allowance: _Allowance) -> Read:
+def _array_of_nothing(read_item: Read) -> Read:
     def read(data: bytes, position: int) -> tuple[list[Any], int]:
         items: list[Any] = []
         while True:
             count, position = _block(data, position)
             if count == 0:
                 return items, position
-            allowance.left -= count
-            if allowance.left < 0:
+            # make_whole has made it a _Counted
+            data.left -= count  # type: ignore[attr-defined]
+            if data.left < 0:  # type: ignore[attr-defined]
                 raise Unreadable(f"more than {MOST_EMPTY_ITEMS} items that take no bytes")
             items += [read_item(data, position)[0] for _ in range(count)]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from deimos_async.errors import ConfigurationError, DecodeError, FieldError
 
@@ -25,6 +26,13 @@ def payload_converter(wanted: Any, *, backend: str, where: str) -> Callable[[Any
     The function raises DecodeError with the path of every field that does not fit.
     """
     plain = backend == "plain"
+    if get_origin(wanted) in (Union, UnionType):
+        # `Message[Order | None]` says that tombstones come too; they are None without any conversion.
+        others = [kind for kind in get_args(wanted) if kind is not type(None)]
+        if len(others) == 1:
+            wanted = others[0]
+    if get_origin(wanted) is dict:
+        wanted = dict
     if wanted is Any or (plain and wanted is bytes) or (not plain and wanted is dict):
         return None
     if plain and wanted is str:
@@ -37,9 +45,14 @@ def payload_converter(wanted: Any, *, backend: str, where: str) -> Callable[[Any
             f"backend {backend!r}; use {kinds}"
         )
     # start-up time: pydantic is loaded only where a handler asks for a type
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
-    adapter: TypeAdapter[Any] = TypeAdapter(wanted)
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(wanted)
+    except PydanticUserError as error:
+        raise ConfigurationError(
+            f"{where}: Message[{getattr(wanted, '__name__', wanted)}] cannot be used: {error.message}"
+        ) from error
     validate = adapter.validate_json if plain else adapter.validate_python
 
     def convert(payload: Any) -> Any:

@@ -21,6 +21,7 @@ from opentelemetry.metrics import Counter, Histogram, Meter, MeterProvider
 from opentelemetry.propagators.textmap import Getter, Setter, TextMapPropagator
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode, Tracer, TracerProvider
 
+from deimos_async.telemetry.names import METRICS, SECONDS_BUCKETS
 from deimos_async.telemetry.none import NoTelemetry
 from deimos_async.telemetry.protocol import Metrics, Span, Tags, Tracing
 
@@ -32,12 +33,6 @@ _SCOPE = "deimos_async"
 _RECHECK_SECONDS = 1.0
 _MAX_LINKS = 128
 """The SDK keeps at most this many links of a span by default (OTEL_SPAN_LINK_COUNT_LIMIT)."""
-
-# Bounds that the metrics specification recommends for durations in seconds, and two for slow handlers: the SDK's own
-# are meant for milliseconds and would put every duration into the first bucket.
-_SECONDS_BUCKETS = (
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0,
-)  # fmt: skip
 
 _NOTHING = NoTelemetry()
 
@@ -141,7 +136,9 @@ class _Metrics:
         if meter is not None:
             counter = self._counters.get(name)
             if counter is None:
-                counter = self._counters[name] = _made(name, meter.create_counter, _NO_METER.create_counter)
+                counter = self._counters[name] = _made(
+                    name, lambda name: meter.create_counter(name, *_about(name)), _NO_METER.create_counter
+                )
             counter.add(by, tags)
 
     def gauge(self, name: str, value: float, *, tags: Tags | None = None) -> None:
@@ -149,13 +146,15 @@ class _Metrics:
         if meter is not None:
             gauge = self._gauges.get(name)
             if gauge is None:
-                gauge = self._gauges[name] = _made(name, meter.create_gauge, _NO_METER.create_gauge)
+                gauge = self._gauges[name] = _made(
+                    name, lambda name: meter.create_gauge(name, *_about(name)), _NO_METER.create_gauge
+                )
             gauge.set(value, tags)
 
     def histogram(self, name: str, value: float, *, tags: Tags | None = None) -> None:
         meter = self._watch.get()
         if meter is not None:
-            self._histogram(meter, name, is_duration=name.endswith("_time")).record(value, tags)
+            self._histogram(meter, name).record(value, tags)
 
     def time(self, name: str, *, tags: Tags | None = None) -> AbstractContextManager[None]:
         meter = self._watch.get()
@@ -163,14 +162,16 @@ class _Metrics:
             return nullcontext()
         return _Timer(self._histogram(meter, name, is_duration=True), tags)
 
-    def _histogram(self, meter: Meter, name: str, *, is_duration: bool) -> Histogram:
+    def _histogram(self, meter: Meter, name: str, *, is_duration: bool = False) -> Histogram:
         histogram = self._histograms.get(name)
         if histogram is None:
 
             def make(name: str) -> Histogram:
-                if is_duration:
-                    return meter.create_histogram(name, "s", explicit_bucket_boundaries_advisory=_SECONDS_BUCKETS)
-                return meter.create_histogram(name)
+                unit, help = _about(name)
+                unit = "s" if is_duration else unit
+                if unit == "s":
+                    return meter.create_histogram(name, unit, help, explicit_bucket_boundaries_advisory=SECONDS_BUCKETS)
+                return meter.create_histogram(name, unit, help)
 
             histogram = self._histograms[name] = _made(name, make, _NO_METER.create_histogram)
         return histogram
@@ -179,6 +180,12 @@ class _Metrics:
 Instrument = TypeVar("Instrument")
 
 _NO_METER = metrics.NoOpMeter(_SCOPE)
+
+
+def _about(name: str) -> tuple[str, str]:
+    """Unit and description; nothing for names that are not ours."""
+    metric = METRICS.get(name)
+    return ("", "") if metric is None else (metric.unit, metric.help)
 
 
 def _made(name: str, make: Callable[[str], Instrument], make_none: Callable[[str], Instrument]) -> Instrument:

@@ -24,8 +24,8 @@ FLOORS = (
     ("specs", "settings", "payload_log"),
     ("schemas", "brokers", "database", "telemetry"),
     ("consuming", "polling", "producing", "outbox"),
-    ("app", "router", "assembly", "running", "provisioning", "service"),
-    ("cli", "web", "testing", "__main__"),
+    ("app", "router", "assembly", "running", "provisioning", "service", "loop_lag", "health", "web", "letters", "lag"),
+    ("cli", "testing", "__main__"),
 )
 """From the ground up; a name is a module or a package of `deimos_async`."""
 
@@ -33,12 +33,14 @@ SIBLINGS = {
     "consuming": {"producing"},
     "polling": {"producing"},
     "producing": {"outbox"},
-    "app": {"router", "assembly", "running", "provisioning", "service"},
-    "running": {"router", "assembly", "provisioning", "service"},
+    "app": {"router", "assembly", "running", "provisioning", "service", "health", "web"},
+    "running": {"router", "assembly", "provisioning", "service", "loop_lag"},
     "provisioning": {"assembly"},
     "assembly": {"router"},
+    "letters": {"assembly"},
+    "lag": {"assembly"},
+    "web": {"health"},
     "__main__": {"cli"},
-    "cli": {"web"},
 }
 """Arrows between names of one floor."""
 
@@ -47,6 +49,9 @@ ONLY_IN = {
     "httpx2": "schemas/registry*.py",
     "fastavro": "schemas/*.py",
     "opentelemetry": "telemetry/opentelemetry.py",
+    "prometheus_client": "telemetry/prometheus.py",
+    "datadog": "telemetry/datadog.py",
+    "uvicorn": "web/server.py",
     "click": "cli/*.py",
     "pytest": "testing/plugin.py",
     "pytest_asyncio": "testing/plugin.py",
@@ -63,10 +68,15 @@ PURE = (
     "schemas/avro*.py",
     "consuming/lanes.py",
     "consuming/offsets.py",
+    "consuming/progress.py",
     "consuming/batches.py",
     "consuming/backoff.py",
     "consuming/on_error.py",
     "consuming/dead_letters.py",
+    "letters/letter.py",
+    "letters/progress.py",
+    "letters/summary.py",
+    "telemetry/names.py",
 )
 
 # What reads or writes the world, tells the time, draws lots or runs things. `urllib.parse` and the like only compute.

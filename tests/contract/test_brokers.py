@@ -531,6 +531,19 @@ async def test_end_offsets_of_a_member_are_current(bench: Bench):
     assert await member.consumer.end_offsets([bench.at(0), bench.at(1)]) == {bench.at(0): 0, bench.at(1): 4}
 
 
+async def test_unfetched_counts_what_the_next_fetches_could_give(bench: Bench):
+    await bench.create()
+    await fill(bench, 4)
+    member = bench.member()
+    assert member.consumer.unfetched() == 0
+    await member.join()
+    await member.read(1)
+    member.consumer.seek(bench.at(0), 1)
+    assert member.consumer.unfetched() == 3
+    await member.read(3)
+    assert member.consumer.unfetched() == 0
+
+
 # Rebalances
 
 

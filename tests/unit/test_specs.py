@@ -156,7 +156,6 @@ def test_all_mistakes_of_a_signature_are_reported_together() -> None:
         ({"delivery": "exactly_once"}, "'at_least_once'"),
         ({"delivery": "effectively_once"}, "this version"),
         ({"on_error": "skip"}, "OnError"),
-        ({"on_error": OnError(retry_topics=(5,))}, "this version"),
         ({"on_error": OnError(then="retry_keyed")}, "this version"),
         ({"start_from": "beginning"}, "'earliest', 'latest'"),
         ({"start_from": datetime(2026, 1, 1)}, "aware"),  # noqa: DTZ001

@@ -8,8 +8,10 @@ from typing import Any
 
 from deimos_async.consuming.commit import Committer
 from deimos_async.consuming.lanes import Partition
+from deimos_async.consuming.measuring import Measurements
 from deimos_async.errors import BrokerUnavailableError, CommitError
 from deimos_async.message import TopicPartition
+from deimos_async.telemetry.none import NoTelemetry
 
 P0 = TopicPartition("orders", 0)
 
@@ -33,6 +35,7 @@ class Consumer:
 class Record:
     def __init__(self, offset: int) -> None:
         self.offset = offset
+        self.timestamp = 1_000
         self.key = None
 
 
@@ -44,7 +47,7 @@ def partition_with(*offsets: int) -> tuple[Partition, Any]:
 
 async def test_only_what_has_ended_is_committed_and_only_once() -> None:
     consumer = Consumer()
-    committer = Committer("bill", consumer)  # type: ignore[arg-type]
+    committer = Committer("bill", consumer, Measurements(NoTelemetry(), topic="orders", group="g", consumer="bill"))  # type: ignore[arg-type]
     partition, lane = partition_with(4, 5)
     assert await committer.commit([partition])
     partition.finished(lane, [lane.records[0]])
@@ -55,7 +58,7 @@ async def test_only_what_has_ended_is_committed_and_only_once() -> None:
 
 async def test_commit_ahead_is_never_moved_back_by_what_ends_later() -> None:
     consumer = Consumer()
-    committer = Committer("bill", consumer)  # type: ignore[arg-type]
+    committer = Committer("bill", consumer, Measurements(NoTelemetry(), topic="orders", group="g", consumer="bill"))  # type: ignore[arg-type]
     partition, lane = partition_with(0, 1, 2)
     assert await committer.commit_ahead(partition, 3)
     partition.finished(lane, [lane.records[0]])
@@ -65,7 +68,7 @@ async def test_commit_ahead_is_never_moved_back_by_what_ends_later() -> None:
 
 async def test_failed_commit_is_repeated_and_a_lost_partition_is_closed() -> None:
     consumer = Consumer()
-    committer = Committer("bill", consumer)  # type: ignore[arg-type]
+    committer = Committer("bill", consumer, Measurements(NoTelemetry(), topic="orders", group="g", consumer="bill"))  # type: ignore[arg-type]
     partition, lane = partition_with(0)
     partition.finished(lane, [lane.records[0]])
     consumer.error = BrokerUnavailableError("away")
@@ -82,7 +85,7 @@ async def test_failed_commit_is_repeated_and_a_lost_partition_is_closed() -> Non
 
 async def test_commits_go_one_after_another() -> None:
     consumer = Consumer()
-    committer = Committer("bill", consumer)  # type: ignore[arg-type]
+    committer = Committer("bill", consumer, Measurements(NoTelemetry(), topic="orders", group="g", consumer="bill"))  # type: ignore[arg-type]
     partition, lane = partition_with(0, 1)
     partition.finished(lane, [lane.records[0]])
     consumer.release.clear()

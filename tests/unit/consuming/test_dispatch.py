@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from deimos_async.consuming.dispatch import Dispatcher, Work
+from deimos_async.consuming.dispatch import Dispatcher, NextRetry, Work
 from deimos_async.consuming.lanes import Partition
 from deimos_async.consuming.on_error import DeadLetter, Retry, Skip
-from deimos_async.errors import BrokerUnavailableError, DecodeError, HandlerError, RegistryUnavailableError
+from deimos_async.errors import (
+    BrokerUnavailableError,
+    DecodeError,
+    DeliveryError,
+    HandlerError,
+    RegistryUnavailableError,
+)
 from deimos_async.message import Message, OutboundRecord, TopicPartition
 from deimos_async.telemetry.none import NoTelemetry
 from deimos_async.topics import Backoff, OnError
@@ -44,6 +51,7 @@ class Decoding:
     def __init__(self) -> None:
         self.learned = 0
         self.registry_failures = 0
+        self.unknowable = False
 
     def payload(self, data: bytes | None) -> Any:
         if data == b"undecodable":
@@ -56,6 +64,8 @@ class Decoding:
         return data
 
     async def learn(self, unknown: Any) -> None:
+        if self.unknowable:
+            raise DecodeError("nobody knows that id")
         if self.registry_failures:
             self.registry_failures -= 1
             raise RegistryUnavailableError("away")
@@ -68,6 +78,7 @@ class Trial:
     def __init__(self, call: Callable[[Any], Any], **options: Any) -> None:
         self.buried: list[OutboundRecord] = []
         self.broker_failures = 0
+        self.most_headers = 1000
         self.decoding = Decoding()
         given: dict[str, Any] = {
             "name": "bill",
@@ -97,6 +108,8 @@ class Trial:
         if self.broker_failures:
             self.broker_failures -= 1
             raise BrokerUnavailableError("away")
+        if len(record.headers) > self.most_headers:
+            raise DeliveryError("too large", indexes=[0])
         self.buried.append(record)
 
     def add(self, records: Sequence[Any], id: TopicPartition = P0) -> Partition:
@@ -472,3 +485,184 @@ async def test_at_most_once_handles_what_was_committed_ahead_before_it_stops() -
         release.set()
         assert await trial.dispatcher.ended([partition], DEADLINE)
     assert seen == [0, 1, 2]
+
+
+# --- messages that are not for the group -----------------------------------------------------------------------------
+
+
+def replayed(offset: int, group: bytes, value: bytes = b"v") -> Record:
+    record = Record(offset, value)
+    record.headers = [("a", b"1"), ("deimos-replay-group", group)]
+    return record
+
+
+@pytest.mark.parametrize("ordering", ["partition", "key", "none"])
+async def test_message_replayed_for_another_group_ends_without_being_handled(ordering: str) -> None:
+    seen: list[int] = []
+
+    async def call(message: Message[Any]) -> None:
+        seen.append(message.offset)
+
+    trial = Trial(call, ordering=ordering, concurrency=1)
+    async with working(trial):
+        partition = trial.add(
+            [
+                replayed(0, b"other", b"undecodable"),
+                Record(1),
+                replayed(2, b"billing"),
+                replayed(3, b"other"),
+                Record(4),
+            ]
+        )
+        await trial.handled(partition)
+        assert (seen, partition.position) == ([1, 2, 4], 5)
+        trial.add([replayed(5, b"other")])
+        await trial.handled(partition)
+    assert (seen, partition.position, trial.buried) == ([1, 2, 4], 6, [])
+    assert partition.passed_over == set()
+
+
+async def test_batch_leaves_out_messages_replayed_for_another_group() -> None:
+    seen: list[list[int]] = []
+
+    async def call(messages: list[Message[Any]]) -> None:
+        seen.append([message.offset for message in messages])
+
+    trial = Trial(call, batch=True, max_batch=4)
+    async with working(trial):
+        partition = trial.add(
+            [
+                replayed(0, b"other"),
+                replayed(1, b"other", b"undecodable"),
+                Record(2),
+                Record(3),
+                replayed(4, b"other"),
+                replayed(5, b"billing"),
+                replayed(6, b"other"),
+            ]
+        )
+        await trial.handled(partition)
+    assert (seen, partition.position, trial.buried) == ([[2, 3], [5]], 7, [])
+
+
+async def test_failing_batch_is_cut_apart_beside_messages_for_another_group() -> None:
+    seen: list[int] = []
+
+    async def call(messages: list[Message[Any]]) -> None:
+        if any(message.payload == b"bad" for message in messages):
+            raise ValueError("bad")
+        seen.extend(message.offset for message in messages)
+
+    trial = Trial(call, batch=True, policy=OnError(attempts=1))
+    async with working(trial):
+        partition = trial.add([Record(0), replayed(1, b"other"), Record(2), Record(3, b"bad"), replayed(4, b"other")])
+        await trial.handled(partition)
+    assert (sorted(seen), partition.position) == ([0, 2], 5)
+    assert [record.headers[-1][0].startswith("deimos-dlq-") for record in trial.buried] == [True]
+
+
+async def test_unknown_schema_id_at_the_head_of_a_batch_goes_alone() -> None:
+    batches: list[list[int]] = []
+
+    async def handle(messages: list[Message]) -> None:
+        batches.append([message.offset for message in messages])
+
+    async with working(Trial(handle, batch=True, max_batch=10, max_wait=0)) as trial:
+        trial.decoding.unknowable = True
+        partition = trial.add([Record(offset, b"unlearned" if offset in (0, 3) else b"v") for offset in range(6)])
+        await trial.handled(partition)
+    assert batches == [[1, 2], [4, 5]]
+    assert [letter.value for letter in trial.buried] == [b"unlearned"] * 2
+    assert partition.to_commit == 6
+
+
+async def test_good_message_beside_a_bad_one_has_attempts_of_its_own() -> None:
+    failures_left = {4: 1, 5: 1000}
+
+    async def handle(messages: list[Message]) -> None:
+        if len(messages) > 1:
+            raise ValueError("one of them")
+        [message] = messages
+        if failures_left.get(message.offset, 0) > 0:
+            failures_left[message.offset] -= 1
+            raise ValueError("this one")
+
+    async with working(Trial(handle, batch=True, max_batch=8, max_wait=0)) as trial:
+        await trial.handled(trial.add([Record(offset) for offset in range(8)]))
+    assert [dict(letter.headers)["deimos-dlq-offset"] for letter in trial.buried] == [b"5"]
+
+
+async def test_dead_letter_that_is_too_large_goes_without_headers_of_ours() -> None:
+    async def handle(message: Message) -> None:
+        raise ValueError("no")
+
+    async with working(Trial(handle, policy=OnError(attempts=1))) as trial:
+        trial.most_headers = 0
+        partition = trial.add([Record(0)])
+        await trial.handled(partition)
+    assert [letter.headers for letter in trial.buried] == [[]]
+    assert partition.to_commit == 1
+
+
+async def test_message_waits_in_retry_topics_then_becomes_a_dead_letter_of_its_origin() -> None:
+    async def handle(message: Message) -> None:
+        raise ValueError("no")
+
+    record: Any = Record(7, b"v", b"k", 2)
+    for stage, (retry, is_retry) in enumerate([(NextRetry("orders-retry-1", 5.0), False), (None, True)]):
+        trial = Trial(handle, policy=OnError(attempts=1), retry=retry, is_retry=is_retry)
+        async with working(trial):
+            await trial.handled(trial.add([record], TopicPartition(record.topic, record.partition)))
+        [letter] = trial.buried
+        headers = dict(letter.headers)
+        if stage == 0:
+            assert letter.topic == "orders-retry-1"
+            assert headers["deimos-retry-group"] == b"billing"
+            assert int(headers["deimos-retry-due"] or b"0") > 1_700_000_000_000
+            due_now = [(n, b"0" if n == "deimos-retry-due" else v) for n, v in letter.headers]
+            record = Record(0, letter.value, letter.key, letter.partition)
+            record.topic, record.headers = letter.topic, due_now
+    assert letter.topic == "orders-dlt"
+    assert (headers["deimos-dlq-topic"], headers["deimos-dlq-partition"], headers["deimos-dlq-offset"]) == (
+        b"orders",
+        b"2",
+        b"7",
+    )
+    assert headers["deimos-dlq-attempts"] == b"2"
+    assert not any(name.startswith("deimos-retry-") for name in headers)
+
+
+async def test_message_of_a_retry_topic_is_not_handled_before_it_is_due_and_not_for_another_group() -> None:
+    seen: list[int] = []
+
+    async def handle(message: Message) -> None:
+        seen.append(message.offset)
+
+    later = str(round((time.time() + 3600) * 1000)).encode()
+    async with working(Trial(handle, is_retry=True)) as trial:
+        records = [Record(offset) for offset in range(3)]
+        records[0].headers = [("deimos-retry-group", b"others"), ("deimos-retry-due", later)]
+        records[2].headers = [("deimos-retry-group", b"billing"), ("deimos-retry-due", later)]
+        partition = trial.add(records)
+        await trial.until(lambda: partition.buffered == 1)
+    assert seen == [1]
+    assert partition.to_commit == 2
+
+
+async def test_worker_whose_handler_swallows_its_cancellation_ends_all_the_same() -> None:
+    started = asyncio.Event()
+
+    async def handle(message: Message) -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return
+
+    trial = Trial(handle)
+    worker = asyncio.create_task(trial.dispatcher.work_on())
+    trial.add([Record(0)])
+    await started.wait()
+    worker.cancel()
+    async with asyncio.timeout(DEADLINE):
+        await asyncio.wait([worker])

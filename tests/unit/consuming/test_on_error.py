@@ -32,6 +32,7 @@ def decision(error: BaseException, policy: OnError = THREE, **given: Any) -> obj
         "fatal": False,
         "surroundings": False,
         "undecodable": False,
+        "has_retry_topic": False,
         "random": lambda: 0.0,
     }
     return decide(error, policy=policy, **(arguments | given))

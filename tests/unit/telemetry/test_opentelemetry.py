@@ -104,8 +104,8 @@ def test_histogram_counts_and_sums(metrics: Metrics, reader: InMemoryMetricReade
 
 
 def test_histogram_of_a_time_has_buckets_for_seconds(metrics: Metrics, reader: InMemoryMetricReader) -> None:
-    metrics.histogram("deimos.consumer.handle_time", 0.003)
-    (point,) = points(reader, "deimos.consumer.handle_time")
+    metrics.histogram("messaging.process.duration", 0.003)
+    (point,) = points(reader, "messaging.process.duration")
     bucket = next(index for index, count in enumerate(point.bucket_counts) if count)
     assert point.explicit_bounds[bucket - 1] < 0.003 <= point.explicit_bounds[bucket]
 

@@ -1,0 +1,279 @@
+"""Sending dead letters back to the topics they came from.
+
+A letter is replayed at least once: it counts as replayed when the broker has acknowledged the message and what was
+replayed is stored, list by list. A replay that is ended between the two repeats the last list when it runs again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+
+from deimos_async.brokers.protocol import BrokerProducer, ProducerOptions, StoredOffset
+from deimos_async.errors import ConfigurationError, DeliveryError
+from deimos_async.letters.desk import LetterDesk, LetterTopic
+from deimos_async.letters.letter import Letter, LetterFilter, back_to_origin
+from deimos_async.letters.progress import Progress
+from deimos_async.message import OutboundRecord, TopicPartition
+
+__all__ = ["Pace", "Replay", "ReplayOptions", "ReplayReport"]
+
+_CHUNK = 500
+"""Most messages between two notes of what was replayed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayOptions:
+    """What is replayed, and how.
+
+    Attributes:
+        wanted: Which letters.
+        only_group: Marks each message for the group that gave it up; other groups pass it over.
+        max_replays: Messages that were replayed so often already stay where they are.
+        by_key: Choose the partition by the key, instead of the one that the message came from.
+        limit: At most so many letters; None: all.
+        rate: At most so many a second; None: as fast as the brokers take them.
+        again: Also letters that were replayed before.
+        dry_run: Count only: nothing is sent, nothing is stored.
+    """
+
+    wanted: LetterFilter = field(default_factory=LetterFilter)
+    only_group: bool = False
+    max_replays: int = 5
+    by_key: bool = False
+    limit: int | None = None
+    rate: float | None = None
+    again: bool = False
+    dry_run: bool = False
+
+
+@dataclass(slots=True)
+class ReplayReport:
+    """What a replay has done.
+
+    Attributes:
+        replayed: Messages by the topic they went to (or would go to, in a dry run).
+        passed_over: Letters that were left where they are, by the reason.
+    """
+
+    replayed: Counter[str] = field(default_factory=Counter)
+    passed_over: Counter[str] = field(default_factory=Counter)
+
+
+class Pace:
+    """Keeps to a rate: says how long to wait before so many more.
+
+    Args:
+        rate: Messages a second; None: never wait.
+    """
+
+    def __init__(self, rate: float | None) -> None:
+        self.rate = rate
+        self._due: float | None = None
+
+    @property
+    def chunk(self) -> int:
+        """How many messages may go at once: about what half a second allows."""
+        return _CHUNK if self.rate is None else max(1, min(_CHUNK, int(self.rate / 2)))
+
+    def delay(self, count: int, now: float) -> float:
+        """Seconds to wait before the next `count` messages.
+
+        Args:
+            now: Seconds of a clock that only grows.
+        """
+        if self.rate is None:
+            return 0.0
+        begin = now if self._due is None else max(now, self._due)
+        self._due = begin + count / self.rate
+        return begin - now
+
+
+class Replay:
+    """One replay of the letters of some topics.
+
+    Args:
+        desk: Where the letters are.
+        topics: Dead-letter topics to read.
+        on_progress: Told after each list how many letters were looked at, and how many there are.
+    """
+
+    def __init__(
+        self,
+        desk: LetterDesk,
+        topics: Sequence[LetterTopic],
+        options: ReplayOptions,
+        *,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self._desk = desk
+        self._topics = topics
+        self._options = options
+        self._on_progress = on_progress
+        self._pace = Pace(options.rate)
+        self._partitions: dict[tuple[str, str], int] = {}
+        self._readers = {(consumer.kafka_group, consumer.topic.kafka_name) for consumer in desk.plan.consumers}
+        self._seen = 0
+        self._total = 0
+        self.report = ReplayReport()
+
+    async def run(self) -> ReplayReport:
+        """Replay; what is written into the topics meanwhile is left for the next time.
+
+        Cancelled: what was acknowledged but not noted is replayed again by the next one.
+
+        Raises:
+            ConfigurationError: More letters were passed over than can be remembered.
+            DeliveryError: A message was not acknowledged; those before it are noted.
+            CommitError: What was replayed could not be noted.
+        """
+        bounds = await self._desk.bounds(self._topics)
+        progress = {cluster: await self._desk.progress(cluster, ids) for cluster, ids in bounds.items()}
+        ranges = {
+            cluster: {
+                id: (begin if self._options.again else max(begin, progress[cluster][id].position), end)
+                for id, (begin, end) in ids.items()
+            }
+            for cluster, ids in bounds.items()
+        }
+        self._total = sum(stop - start for ids in ranges.values() for start, stop in ids.values())
+        self._on_progress(0, self._total)
+        for cluster, ids in ranges.items():
+            await self._learn_partitions(cluster)
+            async with AsyncExitStack() as stack:
+                producer = None if self._options.dry_run else await self._producer(cluster, stack)
+                await self._replay(cluster, ids, progress[cluster], producer)
+        return self.report
+
+    async def _learn_partitions(self, cluster: str) -> None:
+        names = [topic.kafka_name for topic in self._desk.plan.topics.values() if topic.options.cluster == cluster]
+        for name, info in (await self._desk.brokers[cluster].topics(names)).items():
+            self._partitions[cluster, name] = info.partitions
+
+    async def _producer(self, cluster: str, stack: AsyncExitStack) -> BrokerProducer:
+        producers = self._desk.settings.producers
+        producer = self._desk.brokers[cluster].producer(
+            ProducerOptions(
+                delivery_timeout=producers.delivery_timeout,
+                compression=None if producers.compression == "none" else producers.compression,
+                max_batch_bytes=producers.max_batch_bytes,
+                max_request_bytes=producers.max_request_bytes,
+            )
+        )
+        stack.push_async_callback(producer.stop)
+        await producer.start()
+        return producer
+
+    async def _replay(
+        self,
+        cluster: str,
+        ranges: Mapping[TopicPartition, tuple[int, int]],
+        progress: Mapping[TopicPartition, Progress],
+        producer: BrokerProducer | None,
+    ) -> None:
+        sources = {topic.name: topic for topic in self._topics if topic.cluster == cluster}
+        expected = {id: start for id, (start, _) in ranges.items()}
+        async with aclosing(self._desk.letters(cluster, ranges)) as reading:
+            async for letters in reading:
+                first = letters[0].address
+                id = TopicPartition(first.topic, first.partition)
+                chosen = [
+                    (letter, message)
+                    for letter in letters
+                    if (message := await self._message(cluster, sources[id.topic], progress[id], letter)) is not None
+                ]
+                done = progress[id]
+                for letter in letters:
+                    # Offsets that hold no record (compaction, markers of transactions) must not stay behind as gaps.
+                    done.mark(expected[id], letter.address.offset)
+                    expected[id] = letter.address.offset + 1
+                for chunk in _cut(chosen[: self._left()], self._pace.chunk):
+                    if producer is not None:
+                        await self._send(cluster, id, done, producer, chunk)
+                    self.report.replayed.update(message.topic for _, message in chunk)
+                self._seen += len(letters)
+                self._on_progress(min(self._seen, self._total), self._total)
+                if self._left() == 0:
+                    break
+        self._on_progress(self._total, self._total)
+
+    def _left(self) -> int | None:
+        limit = self._options.limit
+        return None if limit is None else limit - self.report.replayed.total()
+
+    async def _message(self, cluster: str, topic: LetterTopic, done: Progress, letter: Letter) -> OutboundRecord | None:
+        """What goes back for a letter; None if it stays, with the reason counted."""
+        made = await self._message_or_reason(cluster, topic, done, letter)
+        if isinstance(made, str):
+            self.report.passed_over[made] += 1
+            return None
+        return made
+
+    async def _message_or_reason(
+        self, cluster: str, topic: LetterTopic, done: Progress, letter: Letter
+    ) -> OutboundRecord | str:
+        options = self._options
+        if letter.address.offset in done and not options.again:
+            return "replayed before"
+        if not await self._desk.admits(options.wanted, letter, cluster, topic.source):
+            return "not asked for"
+        if letter.topic is None:
+            return "does not say where it came from"
+        if self._desk.declared(cluster, letter.topic) is None:
+            return f"came from {letter.topic!r}, which is no topic of the application"
+        count = self._partitions.get((cluster, letter.topic))
+        if count is None:
+            return f"came from {letter.topic!r}, which does not exist any more"
+        if letter.replays >= options.max_replays:
+            return f"was replayed {options.max_replays} times or more"
+        if options.only_group and (letter.group, letter.topic) not in self._readers:
+            return f"group {letter.group!r} does not read {letter.topic!r} in the application"
+        partition = letter.partition
+        if options.by_key or partition is None or partition >= count:
+            partition = None
+        return back_to_origin(
+            letter, topic=letter.topic, partition=partition, group=letter.group if options.only_group else None
+        )
+
+    async def _send(
+        self,
+        cluster: str,
+        id: TopicPartition,
+        done: Progress,
+        producer: BrokerProducer,
+        chunk: Sequence[tuple[Letter, OutboundRecord]],
+    ) -> None:
+        offsets = [letter.address.offset for letter, _ in chunk]
+        before = done.copy()
+        for offset in offsets:
+            done.mark(offset, offset + 1)
+        if done.encoded() is None:
+            raise ConfigurationError(
+                f"more letters of {id.topic}[{id.partition}] were passed over than can be remembered, from offset "
+                f"{before.position} on: replay these without filters, or drop them by "
+                f"`dead-letters drop --before {id.topic}/{id.partition}/{offsets[0]}`, and go on then"
+            )
+        await asyncio.sleep(self._pace.delay(len(chunk), asyncio.get_running_loop().time()))
+        try:
+            await producer.send([message for _, message in chunk])
+        except DeliveryError as error:
+            for index, delivery in enumerate(error.deliveries):
+                if delivery is not None:
+                    before.mark(offsets[index], offsets[index] + 1)
+            await self._store(cluster, id, before)
+            raise
+        await self._store(cluster, id, done)
+
+    async def _store(self, cluster: str, id: TopicPartition, done: Progress) -> None:
+        stored = StoredOffset(done.position, done.encoded() or "")
+        await self._desk.brokers[cluster].store_offsets(self._desk.progress_group, {id: stored})
+
+
+def _cut(
+    chosen: Sequence[tuple[Letter, OutboundRecord]], size: int
+) -> Iterator[Sequence[tuple[Letter, OutboundRecord]]]:
+    for start in range(0, len(chosen), size):
+        yield chosen[start : start + size]

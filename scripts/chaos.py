@@ -1,0 +1,127 @@
+"""`make chaos`: the long forms of tests/faults, and benchmarks/chaos.md with what they have shown. Arguments are pytest's.
+
+Another framework goes through the first trial too. It is installed in a virtual environment of its own, in the user's
+cache folder, once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import venv
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from servers.downloads import cache_directory
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "benchmarks" / "chaos.md"
+FASTSTREAM = "0.7.8"
+PACKAGES = [f"faststream[kafka]=={FASTSTREAM}", "aiokafka==0.14.0"]
+TARGET = 0.95
+
+TEXT = """# Faults
+
+`make chaos` runs the long forms of `tests/faults` and writes this page; the short forms are a part of `make test`. Each
+trial has a topic of 6 partitions with 8 keys in each, a writer (librdkafka) that stays ahead of the groups, and members
+as processes that serve three groups: in order by partition, by key with a concurrency of 8, and in batches of 50. Where
+it is not said otherwise, 3 messages in 1,000 always fail and go to the dead-letter topic, and 7 in 1,000 fail once.
+Session timeout 3 s, commits every 0.5 s. Handlers write a line for each message by `os.write`; the checks read only
+these lines, what the broker acknowledged to the writer, and the dead letters.
+
+- lost: acknowledged messages that a group neither handled nor put aside. Must be 0.
+- again: handlings beyond the first one of a message, of all. Each must be explained by a fault: it was handled before
+  the fault, was not committed when the fault began, and came again after it.
+- ended: the longest time from SIGTERM to the end of a member.
+- rate: messages a second after the fault, against before: the median of {rounds} rounds, each with windows of 8 s
+  ({target} is the target); the single rounds in brackets.
+
+No message was handled before an earlier one of its key (by key) or its partition (else), none was committed before it
+was handled, no dead letter was one that need not be, and members that ended by SIGTERM left no task and no socket: the
+trials fail otherwise.{failed}
+
+Last run: {date}, Python {python}, {cores} cores shared with the brokers, Kafka {kafka}.
+
+| trial | faults | written | groups | lost | again | put aside | ended | rate |
+|---|---|---|---|---|---|---|---|---|
+{rows}
+
+The two rows that name a framework are the same trial without failing handlers, with one group: FastStream {faststream}
+as it is without options commits a message before it is handled.
+"""
+
+
+def peer_python() -> Path:
+    """The interpreter of the environment in which FastStream is installed."""
+    folder = cache_directory() / "peers" / f"faststream-{FASTSTREAM}"
+    python = folder / "bin" / "python"
+    is_complete = folder / "complete"
+    if not is_complete.exists():
+        venv.create(folder, clear=True, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True, timeout=600)
+        is_complete.touch()
+    return python
+
+
+def row(report: dict[str, Any]) -> str:
+    """One trial's line of the table."""
+    share = 100 * report["duplicates"] / max(1, report["handled"])
+    rate = ""
+    if report["ratio"] is not None:
+        missed = "" if report["ratio"] >= TARGET else ", missed"
+        rounds = ", ".join(f"{ratio:.2f}" for ratio in report["ratios"])
+        rate = f"{report['ratio']:.2f}{missed} ({rounds})"
+    cells = [
+        report["trial"] + (f" **failed: {'; '.join(report['problems'])}**" if report["problems"] else ""),
+        report["faults"],
+        f"{report['written']:,}",
+        report["groups"],
+        report["lost"],
+        f"{report['duplicates']:,} ({share:.1f} %)",
+        report["put_aside"],
+        f"{report['end_seconds']:.1f} s",
+        rate,
+    ]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory(prefix="deimos-chaos-") as folder:
+        report = Path(folder, "report.json")
+        environment = {
+            **os.environ,
+            "DEIMOS_CHAOS": "1",
+            "DEIMOS_CHAOS_REPORT": str(report),
+            "DEIMOS_CHAOS_FASTSTREAM": str(peer_python()),
+        }
+        command = [sys.executable, "-m", "pytest", "tests/faults", *sys.argv[1:]]
+        status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+        reports = json.loads(report.read_text()) if report.exists() else []
+    if not reports:
+        return status or 1
+    from servers.kafka import VERSION
+
+    PAGE.write_text(
+        TEXT.format(
+            rounds=max(len(each["ratios"]) for each in reports),
+            target=TARGET,
+            failed="" if status == 0 else " **Not all trials of this run have passed.**",
+            date=datetime.now(UTC).date(),
+            python=platform.python_version(),
+            cores=os.cpu_count(),
+            kafka=VERSION,
+            rows="\n".join(map(row, reports)),
+            faststream=FASTSTREAM,
+        )
+    )
+    print(f"written: {PAGE.relative_to(ROOT)}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""The program under test: an application that says what it handled, and at its end what it left open.
+
+Runs `deimos_async.cli.run.serve`, as `python -m deimos_async run` does, and afterwards looks for tasks and sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import os
+import socket
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
+from fault_ledger import fate, format_line
+
+from deimos_async import Backoff, Deimos, Key, Message, OnError, running
+from deimos_async.cli.loading import configure_logging, reporting
+from deimos_async.cli.run import run_loop, serve
+
+GROUPS = os.environ["FAULT_GROUPS"].split(",")
+FAILS = bool(os.environ["FAULT_FAILS"])
+WORK = float(os.environ.get("FAULT_WORK", "0.002"))
+"""Seconds that a handler takes for a message."""
+
+app = Deimos()
+policy = OnError(attempts=2, backoff=Backoff(0.02, 0.1))
+if "DEIMOS_SCHEMA__REGISTRY_URL" in os.environ:
+    events = app.topic("events", schema="faults.Event", key=Key.field("key"), on_error=policy)
+else:
+    events = app.topic("events", schema_backend="plain", key=Key.plain(), on_error=policy)
+
+_has_failed: set[int] = set()
+
+
+def read(message: Message[Any]) -> tuple[str, int]:
+    """Key and number."""
+    payload = message.payload
+    if isinstance(payload, dict):
+        return payload["key"], payload["number"]
+    key, _, number = payload.decode().partition(":")
+    return key, int(number)
+
+
+def fail(key: str, number: int) -> None:
+    """Raise if it is this message's fate."""
+    if not FAILS:
+        return
+    expected = fate(key, number)
+    if expected == "poison":
+        raise ValueError(f"{key}:{number} is poison")
+    if expected == "flaky" and number not in _has_failed:
+        _has_failed.add(number)
+        raise ValueError(f"{key}:{number} fails once")
+
+
+async def handle(group: str, message: Message[Any], seconds: float) -> None:
+    key, number = read(message)
+    await asyncio.sleep(seconds)  # the work
+    fail(key, number)
+    os.write(1, format_line(group, message.partition, message.offset, key, number))
+
+
+if "partition" in GROUPS:
+
+    @app.consumer(events, group="partition")
+    async def in_order(message: Message) -> None:
+        await handle("partition", message, WORK)
+
+
+if "key" in GROUPS:
+
+    @app.consumer(events, group="key", ordering="key", concurrency=8)
+    async def by_key(message: Message) -> None:
+        # Uneven, so that messages of different keys overtake each other.
+        await handle("key", message, WORK * (1 + message.offset * 7 % 13))
+
+
+if "batch" in GROUPS:
+
+    @app.consumer(events, group="batch", batch=True, max_batch=50, max_wait=0.05)
+    async def in_batches(messages: list[Message]) -> None:
+        read_all = [(message, *read(message)) for message in messages]
+        await asyncio.sleep(WORK * len(messages))  # the work
+        for _, key, number in read_all:
+            fail(key, number)
+        lines = [
+            format_line("batch", message.partition, message.offset, key, number) for message, key, number in read_all
+        ]
+        os.write(1, b"".join(lines))
+
+
+def open_sockets() -> list[str]:
+    """Connections and listeners of the internet families that this process has."""
+    found = []
+    for name in os.listdir("/dev/fd"):
+        try:
+            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                continue
+            with socket.socket(fileno=os.dup(int(name))) as copy:
+                if copy.family in (socket.AF_INET, socket.AF_INET6):
+                    found.append(f"{copy.getsockname()}")
+        except OSError:
+            continue  # the descriptor by which the folder was read
+    return found
+
+
+async def audited() -> int:
+    """Serve until a signal, then say what is left."""
+    status = await serve(app, None)
+    for _ in range(10):
+        await asyncio.sleep(0)  # transports that were closed give up their sockets in the loop's next rounds
+    tasks = [task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    left = {"tasks": sorted(tasks), "sockets": open_sockets()}
+    os.write(1, f"= {json.dumps(left)}\n".encode())
+    return status
+
+
+if __name__ == "__main__":
+    if "FAULT_MAX_POLL_INTERVAL" in os.environ:
+        # Five minutes, and no setting: what is longer than that is tried by making it shorter.
+        running.ConsumerOptions = functools.partial(  # type: ignore[misc,assignment]
+            running.ConsumerOptions, max_poll_interval=float(os.environ["FAULT_MAX_POLL_INTERVAL"])
+        )
+    configure_logging("info", messages=False)
+    with reporting():
+        sys.exit(run_loop("asyncio", audited))

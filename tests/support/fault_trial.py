@@ -1,0 +1,362 @@
+"""One trial: a topic, a writer, member processes, faults, and at the end the account of it all."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Self
+
+from fault_kafka import (
+    PARTITIONS,
+    Brokers,
+    Encode,
+    LetterReader,
+    OffsetReader,
+    Writer,
+    create_topics,
+    encode_plain,
+)
+from fault_ledger import GROUPS, Fault, Ledger, Offsets, duplicates, parse_line, problems
+from fault_proxy import fault_lasts
+
+FAULTS = Path(__file__).parent.parent / "faults"
+IS_CHAOS = os.environ.get("DEIMOS_CHAOS", "") == "1"
+"""Long forms: more faults, several rounds with rates, a saturated group."""
+ROUNDS = 3 if IS_CHAOS else 1
+WINDOW = 8.0
+"""Seconds over which a rate is measured."""
+DEADLINE = 120.0 if IS_CHAOS else 60.0
+"""Generous: machines are shared. Nothing that passes depends on it."""
+BACKLOG = 12_000 if IS_CHAOS else 900
+SEED = 20_261_124
+SHUTDOWN_TIMEOUT = 5.0
+SESSION_TIMEOUT = 3.0
+
+reports: list[dict[str, Any]] = []
+"""What every finished trial has to say, in their order."""
+
+
+def member_command() -> list[str]:
+    """The program under test."""
+    return [sys.executable, str(FAULTS / "member.py")]
+
+
+class Member:
+    """One process of the group. Lines on its standard output go into the ledger as they come."""
+
+    def __init__(self, name: str, trial: Trial) -> None:
+        self.name = name
+        self.log = ""
+        self.groups: set[str] = set()
+        """Groups for which it has handled something."""
+        self.left: dict[str, Any] | None = None
+        """What it said to have left open when it ended: tasks and sockets."""
+        self.is_to_end = False
+        self._trial = trial
+
+    async def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self.process = await asyncio.create_subprocess_exec(
+            *command,
+            cwd=FAULTS,
+            env={**os.environ, **environment},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        self._reading = asyncio.gather(self._read_lines(), self._read_log())
+
+    @property
+    def has_ended(self) -> bool:
+        return self._reading.done()
+
+    async def _read_lines(self) -> None:
+        assert self.process.stdout is not None
+        while text := await self.process.stdout.readline():
+            if text.startswith(b"+"):
+                line = parse_line(text.decode(), self.name)
+                self.groups.add(line.group)
+                self._trial.ledger.handled(line)
+            elif text.startswith(b"="):
+                self.left = json.loads(text[1:])
+            self._trial.changed()
+
+    async def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        while text := await self.process.stderr.readline():
+            self.log += text.decode(errors="replace")
+            self._trial.changed()
+        self._trial.changed()
+
+    def send(self, number: signal.Signals) -> None:
+        if self.process.returncode is None:
+            self.process.send_signal(number)
+
+    async def ended(self) -> int:
+        """Wait for its end, with all it said; its exit status."""
+        async with asyncio.timeout(DEADLINE):
+            await self._reading
+            return await self.process.wait()
+
+    async def remove(self) -> None:
+        self.send(signal.SIGKILL)
+        await self._reading
+        await self.process.wait()
+
+
+class Trial:
+    """`async with Trial(...) as trial`: faults are done to its members, and `finish` closes the account.
+
+    Args:
+        name: What is tried, for the table.
+        kafka: The cluster.
+        prefix: Start of topic and group names.
+        groups: Which groups the members serve.
+        environment: More variables for the members.
+        command: The members' program.
+        encode: Bytes of a message.
+        fails: Whether handlers fail as `fate` says.
+        may_lose: The members are not ours: offsets are taken as they come, and losses are counted.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kafka: Brokers,
+        prefix: str,
+        *,
+        groups: Sequence[str] = GROUPS,
+        environment: Mapping[str, str] | None = None,
+        command: Sequence[str] | None = None,
+        encode: Encode = encode_plain,
+        fails: bool = True,
+        may_lose: bool = False,
+    ) -> None:
+        self.name = name
+        self.random = random.Random(f"{SEED} {name}")
+        self.ledger = Ledger(groups, PARTITIONS)
+        self.members: list[Member] = []
+        self.topic = f"{prefix}.events"
+        self.ratios: list[float] = []
+        self.end_seconds: list[float] = []
+        self._kafka, self._fails, self._may_lose = kafka, fails, may_lose
+        self._command = list(command or member_command())
+        self._began = time.monotonic()
+        self._changed = asyncio.Event()
+        self._stack = AsyncExitStack()
+        self._encode = encode
+        self._environment = {
+            "DEIMOS_KAFKA__BOOTSTRAP_SERVERS": kafka.members_address,
+            "DEIMOS_PRODUCERS__TOPIC_PREFIX": f"{prefix}.",
+            "DEIMOS_PRODUCERS__DELIVERY_TIMEOUT": "30",
+            "DEIMOS_CONSUMERS__SESSION_TIMEOUT": str(SESSION_TIMEOUT),
+            "DEIMOS_CONSUMERS__HEARTBEAT_INTERVAL": "0.5",
+            "DEIMOS_CONSUMERS__COMMIT_INTERVAL": "0.5",
+            "DEIMOS_CONSUMERS__SHUTDOWN_TIMEOUT": str(SHUTDOWN_TIMEOUT),
+            "FAULT_GROUPS": ",".join(groups),
+            "FAULT_FAILS": "1" if fails else "",
+            **(environment or {}),
+        }
+        self._group_names = {group: f"{prefix}.{group}" for group in groups}
+
+    async def __aenter__(self) -> Self:
+        direct, letters = self._kafka.direct_address, f"{self.topic}-dlt"
+        await asyncio.to_thread(create_topics, direct, [self.topic, letters], self._kafka.replicas)
+        self.offsets = OffsetReader(direct, self.topic, self._group_names)
+        self._stack.push_async_callback(self.offsets.stop)
+        reader = LetterReader(direct, letters, self._letter_arrived)
+        self._stack.push_async_callback(reader.stop)
+        self.writer = Writer(direct, self.topic, self.ledger, backlog=BACKLOG, encode=self._encode)
+        self._stack.push_async_callback(self.writer.finish)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        for member in self.members:
+            await member.remove()
+        await self._stack.aclose()
+
+    def _letter_arrived(self, headers: Mapping[str, str]) -> None:
+        group = headers["deimos-dlq-group"].rpartition(".")[2]
+        self.ledger.put_aside(group, int(headers["deimos-dlq-partition"]), int(headers["deimos-dlq-offset"]))
+        self.changed()
+
+    # --- waiting -----------------------------------------------------------------------------------------------
+
+    def changed(self) -> None:
+        """Something was handled, put aside or logged."""
+        self.writer.covered(self.ledger.slowest())
+        self._changed.set()
+
+    async def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait until the condition holds; it is asked again whenever something has changed.
+
+        Raises:
+            AssertionError: A member ended by itself, or the deadline passed; with what is known.
+        """
+        try:
+            async with asyncio.timeout(DEADLINE):
+                while not condition():
+                    for member in self.members:
+                        if member.has_ended and not member.is_to_end:
+                            raise AssertionError(f"{member.name} ended by itself\n{self._account()}")
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise AssertionError(f"not reached: {what}\n{self._account()}") from None
+
+    def _account(self) -> str:
+        ledger = self.ledger
+        done = {group: [ledger.covered(group, part) for part in range(PARTITIONS)] for group in ledger.groups}
+        logs = "\n".join(f"--- {member.name}:\n{member.log[-3000:]}" for member in self.members)
+        return f"acknowledged: {len(ledger.acknowledged)}; done by partition: {done}\n{logs}"
+
+    async def recovered(self, since: int | None = None) -> None:
+        """Wait until every group has handled something of every partition since then (default: now)."""
+        moment = time.monotonic_ns() if since is None else since
+        await self.until(lambda: self.ledger.has_progressed(moment), "every partition goes on")
+
+    # --- members -----------------------------------------------------------------------------------------------
+
+    async def start_member(self) -> Member:
+        """A new process; it has not joined yet."""
+        member = Member(f"member {len(self.members) + 1}", self)
+        await member.start(self._command, self._environment)
+        self.members.append(member)
+        return member
+
+    async def join(self, count: int) -> list[Member]:
+        """Start so many, and wait until each has handled something for every group."""
+        joined = [await self.start_member() for _ in range(count)]
+        groups = set(self.ledger.groups)
+        await self.until(lambda: all(member.groups == groups for member in joined), "every member works")
+        return joined
+
+    async def kill(self, member: Member) -> None:
+        """SIGKILL: what it had not committed is handled again by others."""
+        async with self.fault("killed", member):
+            member.is_to_end = True
+            member.send(signal.SIGKILL)
+            await member.ended()
+
+    async def leave(self, member: Member) -> None:
+        """SIGTERM: it drains, ends with status 0 within its deadline, and leaves nothing open."""
+        member.is_to_end = True
+        began = time.monotonic()
+        member.send(signal.SIGTERM)
+        status = await member.ended()
+        self.end_seconds.append(time.monotonic() - began)
+        assert status == 0, f"{member.name} ended with {status}\n{member.log[-4000:]}"
+        assert member.left == {"tasks": [], "sockets": []}, f"{member.name} left open: {member.left}"
+
+    def fault(self, name: str, member: Member | None = None) -> _FaultBlock:
+        """`async with trial.fault("restart"):` what happens within, and before recovery, may be handled again."""
+        return _FaultBlock(self, name, member)
+
+    async def check_commits(self) -> dict[str, dict[int, int]]:
+        """Nothing is committed that was not handled or put aside before; returns the committed offsets."""
+        committed = await self.offsets.committed()
+        if self._may_lose:
+            return committed
+        await self.until(lambda: self.ledger.covers(committed), f"all below {committed} was handled")
+        return committed
+
+    # --- the account -------------------------------------------------------------------------------------------
+
+    async def rate(self) -> float:
+        """Messages handled in a second, all groups together, over a window in which nothing else happens."""
+        began, count = time.monotonic(), len(self.ledger.lines)
+        await fault_lasts(WINDOW)
+        return (len(self.ledger.lines) - count) / (time.monotonic() - began)
+
+    async def compared(self, fault: Callable[[], Awaitable[None]]) -> None:
+        """Do this, and in the long form measure the rates before and after it, round after round."""
+        for _ in range(ROUNDS):
+            before = await self.rate() if IS_CHAOS else 0.0
+            await fault()
+            await self.recovered()
+            await self.check_commits()
+            if IS_CHAOS:
+                self.ratios.append(await self.rate() / before)
+
+    async def complete(self) -> Offsets:
+        """Stop writing, and wait until every group is done with everything; returns where the partitions end."""
+        await self.writer.finish()
+        assert not self.writer.failures, self.writer.failures[:3]
+        ends = await self.offsets.ends()
+        assert sum(ends.values()) == self.writer.written == len(self.ledger.acknowledged)
+        everything = dict.fromkeys(self.ledger.groups, ends)
+        await self.until(lambda: self.ledger.covers(everything), f"everything up to {ends} is done")
+        return ends
+
+    async def finish(self) -> None:
+        """Everything is handled, members end in order, and the account is right."""
+        ends = await self.complete()
+        await asyncio.gather(*(self.leave(member) for member in self.members if not member.is_to_end))
+        found = problems(self.ledger, fails=self._fails)
+        self.report(found=found)
+        assert not found, "\n".join(found)
+        # A partition in which nothing was written has no committed offset.
+        expected = {partition: end for partition, end in ends.items() if end}
+        assert await self.offsets.committed() == dict.fromkeys(self.ledger.groups, expected)
+
+    async def count_losses(self) -> None:
+        """Instead of `finish`: wait until a last message in each partition is handled, and count what was not."""
+        await self.writer.finish()
+        await asyncio.to_thread(self.writer.write, PARTITIONS)
+        assert not self.writer.failures, self.writer.failures[:3]
+        ends = await self.offsets.ends()
+
+        def is_through() -> bool:
+            return all(
+                self.ledger.reached.get((group, partition), 0) >= end
+                for group in self.ledger.groups
+                for partition, end in ends.items()
+            )
+
+        await self.until(is_through, f"every partition is handled up to {ends}")
+        self.report()
+
+    def report(self, *, found: Sequence[str] = ()) -> None:
+        """Put this trial into the table."""
+        done = {(line.group, line.partition, line.offset) for line in self.ledger.lines}
+        done |= {(group, *place) for group, places in self.ledger.letters.items() for place in places}
+        expected = {(group, *place) for group in self.ledger.groups for place in self.ledger.acknowledged}
+        reports.append(
+            {
+                "trial": self.name,
+                "seconds": round(time.monotonic() - self._began, 1),
+                "faults": len(self.ledger.faults),
+                "written": self.writer.written,
+                "groups": len(self.ledger.groups),
+                "handled": len(self.ledger.lines),
+                "lost": len(expected - done),
+                "duplicates": duplicates(self.ledger.lines),
+                "put_aside": sum(map(len, self.ledger.letters.values())),
+                "end_seconds": round(max(self.end_seconds, default=0.0), 1),
+                "ratios": [round(ratio, 3) for ratio in self.ratios],
+                "ratio": round(statistics.median(self.ratios), 3) if self.ratios else None,
+                "problems": list(found),
+            }
+        )
+
+
+class _FaultBlock:
+    def __init__(self, trial: Trial, name: str, member: Member | None) -> None:
+        self._trial, self._name, self._member = trial, name, member
+
+    async def __aenter__(self) -> Self:
+        self._committed = await self._trial.check_commits()
+        self._began = time.monotonic_ns()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        member = None if self._member is None else self._member.name
+        self._trial.ledger.faults.append(Fault(self._name, self._began, time.monotonic_ns(), member, self._committed))
