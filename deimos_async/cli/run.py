@@ -81,8 +81,13 @@ def run(
             arguments += ["--loop", loop, "--log-level", log_level, *(["--log-messages"] if log_messages else [])]
             arguments += [] if web is None else ["--web", web]
             sys.exit(run_workers(arguments, workers))
+        # Until the event loop has handlers of its own: a signal while the application is imported ends it as asked.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda received, frame: sys.exit(0))
         application = load_app(app)
         with application.with_settings({"embedded": True} if embedded else {}):
+            if application.settings.embedded and "DEIMOS_WORKER" in os.environ:
+                raise ConfigurationError("setting 'embedded' and --workers exclude each other: use one of them")
             sys.exit(run_loop(loop, lambda: serve(application, only or None, address)))
 
 

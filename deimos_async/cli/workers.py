@@ -119,5 +119,6 @@ def _stop_all(workers: Sequence[_Worker]) -> int:
     for process in running:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-    codes = [process.wait() for process in running]
+    # A worker that our signal found before it had handlers of its own has stopped as asked, too.
+    codes = [0 if (code := process.wait()) == -signal.SIGTERM else code for process in running]
     return next((1 if code < 0 else code for code in codes if code), 0)

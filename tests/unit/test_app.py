@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import pytest
@@ -12,8 +16,10 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from deimos_async import (
+    Backoff,
     ConfigurationError,
     Consumer,
+    DeadLetter,
     Deimos,
     DeliveryError,
     Depends,
@@ -27,6 +33,7 @@ from deimos_async import (
     Producer,
     Router,
 )
+from deimos_async.telemetry.none import NoTelemetry
 
 App = Callable[..., Deimos]
 
@@ -646,3 +653,243 @@ async def test_codec_works_without_a_running_application(app: Deimos, orders: An
     assert await codec.decode_key(await codec.encode_key(7)) == "7"
     with pytest.raises(ConfigurationError, match="'nowhere' is not declared"):
         app.codec("nowhere")
+
+
+# --- what a hostile reader found ---------------------------------------------------------------------------------
+
+
+async def test_wrapped_handlers_are_called_and_not_dropped(app: Deimos, orders: Any, progress: Any) -> None:
+    producer = app.producer(orders)
+    seen: list[str] = []
+
+    async def inner(message: Message) -> None:
+        seen.append("inner")
+        progress()
+
+    def around(function: Any) -> Any:
+        @functools.wraps(function)
+        async def wrapper(message: Message) -> None:
+            seen.append("around")
+            function(message)
+
+        return wrapper
+
+    @app.consumer(orders, group="returns")
+    def returns(message: Message) -> Any:
+        return inner(message)
+
+    @app.consumer(orders, group="wrapped")
+    @around
+    def plain(message: Message) -> None:
+        seen.append("plain")
+        progress()
+
+    async with app.running():
+        await producer.produce(b"x", key="k")
+        await progress.until(lambda: len(seen) == 3)
+    assert sorted(seen) == ["around", "inner", "plain"]
+
+
+async def test_database_away_waits_also_behind_a_transaction_of_ones_own(make_app: App, progress: Any) -> None:
+    engine = create_async_engine("postgresql+asyncpg://nobody@127.0.0.1:1/none")  # nobody listens there
+    app = make_app(engine=engine)
+    orders = app.topic("orders", key=Key.plain())
+    producer = app.producer(orders)
+    calls = 0
+
+    @app.consumer(orders, group="g", on_error=OnError(attempts=1, backoff=Backoff(0.001, 0.002), then="stop"))
+    async def handle(message: Message) -> None:
+        nonlocal calls
+        calls += 1
+        progress()
+        async with app.transaction() as session:
+            await session.execute(text("SELECT 1"))
+
+    async with app.running():
+        await producer.produce(b"x", key="k")
+        await progress.until(lambda: calls > 5)
+        assert app.failures == {}
+
+
+async def test_dead_letter_raised_by_a_handler_finds_its_topic_by_any_policy(make_app: App, progress: Any) -> None:
+    app = make_app()
+    orders = app.topic("orders", key=Key.plain(), partitions=5)
+    letters = app.topic("orders-dlt", key=Key.plain())
+    producer = app.producer(orders)
+    found: set[int] = set()
+
+    @app.consumer(orders, group="g", on_error=OnError(then="skip"))
+    async def handle(message: Message) -> None:
+        raise DeadLetter("no")
+
+    @app.consumer(letters, group="letters")
+    async def look(message: Message) -> None:
+        found.add(message.partition)
+        progress()
+
+    async with app.running():
+        await producer.produce_many([{"payload": b"x", "key": n} for n in range(40)])
+        await progress.until(lambda: len(found) == 5)
+        assert app.failures == {}
+
+
+async def test_message_passes_its_retry_topics_to_the_last(app: Deimos, orders: Any, progress: Any) -> None:
+    producer = app.producer(orders)
+    seen: list[str] = []
+
+    @app.consumer(
+        orders,
+        group="g",
+        on_error=OnError(attempts=2, backoff=Backoff(0.001, 0.002), retry_topics=(0.05, 0.1)),
+    )
+    async def handle(message: Message) -> None:
+        seen.append(message.topic)
+        progress()
+        if message.topic != "orders-retry-2":
+            raise ValueError("not yet")
+
+    async with app.running():
+        await producer.produce(b"x", key="k")
+        await progress.until(lambda: len(seen) == 4)
+    assert seen == ["orders", "orders", "orders-retry-1", "orders-retry-2"]
+
+
+async def test_what_is_left_in_the_buffer_when_sending_is_cut_off_is_reported(make_app: App) -> None:
+    from deimos_async.producing.backends import KafkaAsyncBackend
+    from deimos_async.producing.measuring import SendMeasurements
+
+    failed: list[Any] = []
+    hangs = asyncio.Event()
+
+    class Hanging:
+        async def send(self, messages: Any) -> Any:
+            hangs.set()
+            await asyncio.Event().wait()
+
+    app = make_app()
+    backend = KafkaAsyncBackend(
+        Hanging(),  # type: ignore[arg-type]
+        buffer_messages=10,
+        events=app.events,
+        measured=SendMeasurements(NoTelemetry()),
+        on_delivery_error=lambda error, messages: failed.append((error.unknown, len(messages))),
+    )
+    running = asyncio.create_task(backend.run(asyncio.Event()))
+    message: Any = SimpleNamespace(outlet=SimpleNamespace(payload_log="count"), topic="orders")
+    await backend.send([message])
+    await hangs.wait()
+    await backend.send([message, message])
+    running.cancel()
+    await asyncio.wait([running])
+    assert failed == [(True, 3)]
+
+
+async def test_flush_waits_for_what_was_buffered_and_not_for_what_comes_later(app: Deimos, orders: Any) -> None:
+    producer = app.producer(orders, backend="kafka_async")
+
+    async def on_and_on() -> None:
+        while True:
+            await producer.produce(b"x", key="k")
+            await asyncio.sleep(0)
+
+    async with app.running():
+        busy = [asyncio.create_task(on_and_on()) for _ in range(3)]
+        async with asyncio.timeout(20):
+            await producer.produce(b"mine", key="k")
+            await app.flush()
+        for task in busy:
+            task.cancel()
+        await asyncio.wait(busy)
+
+
+async def test_provider_cannot_make_the_handlers_error_undone(app: Deimos, orders: Any) -> None:
+    producer = app.producer(orders)
+
+    @app.consumer(orders, group="g", on_error=OnError(attempts=1, then="stop"))
+    async def handle(message: Message, resource: Annotated[str, Depends(swallows)]) -> None:
+        raise KeyError("mine")
+
+    async with app.running():
+        await producer.produce(b"x", key="k")
+        async with asyncio.timeout(20):
+            await app.wait_failed()
+    [failure] = app.failures.values()
+    assert isinstance(failure.__cause__, KeyError)
+
+
+def swallows() -> Iterator[str]:
+    try:
+        yield "resource"
+    except KeyError:
+        return
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"payload_log": "key"}, "payload_log='key': give one of 'full'"),
+        ({"on_error": "skip"}, "give OnError"),
+        ({"reraise_errors": "no"}, "give True or False"),
+        ({"fatal_error": 5}, "plain callable"),
+        ({"topic_config": 5}, "a mapping"),
+        ({"partitions": "3"}, "a whole number"),
+        ({"schema": 5}, "a schema's name"),
+        ({"key": "order_id"}, "Key.field"),
+    ],
+)
+def test_wrong_topic_option_is_told_where_it_is_declared(app: Deimos, options: Any, text: str) -> None:
+    with pytest.raises(ConfigurationError, match="topic 'orders': ") as caught:
+        app.topic("orders", **options)
+    assert text in str(caught.value)
+
+
+async def test_only_producers_of_the_application_can_be_disabled(app: Deimos, orders: Any) -> None:
+    app.producer(orders)
+    for wrong in (Producer, orders, "orders"):
+        with pytest.raises(ConfigurationError, match="disable_producers"):
+            app.disable_producers(wrong)  # type: ignore[arg-type]
+
+
+def test_router_with_equal_topics_may_be_included_and_with_others_not(make_app: App) -> None:
+    app = make_app()
+    one, two, three = Router(), Router(), Router()
+    one.topic("orders", key=Key.plain())
+    two.producer(two.topic("orders", key=Key.plain()))
+    three.topic("orders", key=Key.none())
+    app.include(one)
+    app.include(two)
+    with pytest.raises(ConfigurationError, match="with other options"):
+        app.include(three)
+
+
+def test_password_in_a_broken_database_url_does_not_show(make_app: App) -> None:
+    app = make_app({"embedded": False, "database.url": "postgresql+asyncpg://shop:p@ss:w0rd@db:5432/shop"})
+
+    async def start() -> None:
+        async with app.running():
+            pytest.fail("it must not start")
+
+    with pytest.raises(ConfigurationError) as caught:
+        asyncio.run(start())
+    assert "w0rd" not in "".join(traceback.format_exception(caught.value))
+
+
+async def test_optional_payloads_and_dicts_with_types_are_taken(app: Deimos, orders: Any, progress: Any) -> None:
+    producer = app.producer(orders)
+    seen: list[Any] = []
+
+    @app.consumer(orders, group="g")
+    async def handle(message: Message[Note | None]) -> None:
+        seen.append(message.payload)
+        progress()
+
+    async with app.running():
+        await producer.produce(b'{"text": "hello"}', key="k")
+        await producer.delete("k")
+        await progress.until(lambda: len(seen) == 2)
+    assert seen == [Note("hello"), None]
+
+
+@dataclass
+class Note:
+    text: str
