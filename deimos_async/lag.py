@@ -61,7 +61,7 @@ class _Reader:
 async def lags(
     brokers: Mapping[str, Broker], plan: Plan, *, now: float, groups: Sequence[str] = ()
 ) -> list[PartitionLag]:
-    """Lag of every consumer of the application, by group, topic and partition.
+    """Lag of every consumer of the application, by group, topic and partition, retry topics included.
 
     A group without a committed offset is taken to begin where its consumer would: at the end with
     `start_from="latest"`, else with the first message (also with a datetime, which gives the most it can be).
@@ -77,12 +77,11 @@ async def lags(
     by_cluster: dict[str, list[_Reader]] = {}
     for consumer in plan.consumers:
         if not groups or consumer.kafka_group in groups:
-            topic = consumer.topic
-            by_cluster.setdefault(topic.options.cluster, []).append(
-                _Reader(
-                    consumer.kafka_group, consumer.spec.name, topic.kafka_name, consumer.spec.start_from == "latest"
-                )
-            )
+            readers = by_cluster.setdefault(consumer.topic.options.cluster, [])
+            name, starts_at_end = consumer.spec.name, consumer.spec.start_from == "latest"
+            readers.append(_Reader(consumer.kafka_group, name, consumer.topic.kafka_name, starts_at_end))
+            # Nothing in a retry topic is older than the group: it begins at the first message.
+            readers += [_Reader(consumer.kafka_group, name, topic, False) for topic in consumer.retry_topics]
     found = []
     for cluster, readers in by_cluster.items():
         found += await _lags_in(cluster, brokers[cluster], readers, now)

@@ -298,9 +298,9 @@ def replay(
 
         report = _at_desk(app, send)
     if as_json:
-        told = {"replayed": report.replayed, "passed_over": report.passed_over, "dry_run": dry_run}
-        click.echo(json.dumps(told))
-        return
+        told = {"replayed": report.replayed, "passed_over": report.passed_over}
+        click.echo(json.dumps(told | {"refused": report.refused, "dry_run": dry_run}))
+        sys.exit(EXIT_FAILURE if report.refused else 0)
     verb = "would be replayed" if dry_run else "replayed"
     for topic, count in report.replayed.most_common():
         click.echo(f"{count} letters {verb} to {topic}")
@@ -308,6 +308,10 @@ def replay(
         click.echo(f"no letters {verb}")
     for reason, count in report.passed_over.most_common():
         click.echo(f"{count} letters left: {reason}")
+    for reason in report.refused:
+        click.echo(f"Error: {reason}", err=True)
+    if report.refused:
+        sys.exit(EXIT_FAILURE)
 
 
 class _Bar:

@@ -55,7 +55,7 @@ class Committer:
                 if error.lost:
                     logger.warning("%s: partitions went before their last commit: %s", self._name, error)
                     for part in moved:
-                        part.halted = True
+                        part.halt(closes_gaps=False)
                 else:
                     logger.warning("%s: commit failed, tried again later: %s", self._name, error)
                 return False

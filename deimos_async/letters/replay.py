@@ -57,10 +57,12 @@ class ReplayReport:
     Attributes:
         replayed: Messages by the topic they went to (or would go to, in a dry run).
         passed_over: Letters that were left where they are, by the reason.
+        refused: Letters that the brokers did not take, by what they said; the others were sent all the same.
     """
 
     replayed: Counter[str] = field(default_factory=Counter)
     passed_over: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
 
 
 class Pace:
@@ -127,7 +129,7 @@ class Replay:
 
         Raises:
             ConfigurationError: More letters were passed over than can be remembered.
-            DeliveryError: A message was not acknowledged; those before it are noted.
+            DeliveryError: A message was not acknowledged, and may be the next time; what was acknowledged is noted.
             CommitError: What was replayed could not be noted.
         """
         bounds = await self._desk.bounds(self._topics)
@@ -171,7 +173,7 @@ class Replay:
         self,
         cluster: str,
         ranges: Mapping[TopicPartition, tuple[int, int]],
-        progress: Mapping[TopicPartition, Progress],
+        progress: dict[TopicPartition, Progress],
         producer: BrokerProducer | None,
     ) -> None:
         sources = {topic.name: topic for topic in self._topics if topic.cluster == cluster}
@@ -192,8 +194,9 @@ class Replay:
                     expected[id] = letter.address.offset + 1
                 for chunk in _cut(chosen[: self._left()], self._pace.chunk):
                     if producer is not None:
-                        await self._send(cluster, id, done, producer, chunk)
-                    self.report.replayed.update(message.topic for _, message in chunk)
+                        done = progress[id] = await self._send(cluster, id, done, producer, chunk)
+                    else:
+                        self.report.replayed.update(message.topic for _, message in chunk)
                 self._seen += len(letters)
                 self._on_progress(min(self._seen, self._total), self._total)
                 if self._left() == 0:
@@ -220,22 +223,24 @@ class Replay:
             return "replayed before"
         if not await self._desk.admits(options.wanted, letter, cluster, topic.source):
             return "not asked for"
-        if letter.topic is None:
-            return "does not say where it came from"
-        if self._desk.declared(cluster, letter.topic) is None:
-            return f"came from {letter.topic!r}, which is no topic of the application"
-        count = self._partitions.get((cluster, letter.topic))
+        # Headers do not say it where there was no room for them, or another program wrote the letter. It lies in the
+        # topic that belongs to the original one all the same, and in its partition.
+        origin = letter.topic or topic.source.kafka_name
+        if self._desk.declared(cluster, origin) is None:
+            return f"came from {origin!r}, which is no topic of the application"
+        count = self._partitions.get((cluster, origin))
         if count is None:
-            return f"came from {letter.topic!r}, which does not exist any more"
+            return f"came from {origin!r}, which does not exist any more"
         if letter.replays >= options.max_replays:
             return f"was replayed {options.max_replays} times or more"
-        if options.only_group and (letter.group, letter.topic) not in self._readers:
-            return f"group {letter.group!r} does not read {letter.topic!r} in the application"
-        partition = letter.partition
-        if options.by_key or partition is None or partition >= count:
-            partition = None
+        if options.only_group and (letter.group, origin) not in self._readers:
+            return f"group {letter.group!r} does not read {origin!r} in the application"
+        partition = letter.address.partition if letter.partition is None else letter.partition
         return back_to_origin(
-            letter, topic=letter.topic, partition=partition, group=letter.group if options.only_group else None
+            letter,
+            topic=origin,
+            partition=None if options.by_key or partition >= count else partition,
+            group=letter.group if options.only_group else None,
         )
 
     async def _send(
@@ -245,31 +250,40 @@ class Replay:
         done: Progress,
         producer: BrokerProducer,
         chunk: Sequence[tuple[Letter, OutboundRecord]],
-    ) -> None:
-        offsets = [letter.address.offset for letter, _ in chunk]
-        before = done.copy()
-        for offset in offsets:
-            done.mark(offset, offset + 1)
-        if done.encoded() is None:
+    ) -> Progress:
+        """Send, and note what was acknowledged; returns what is done afterwards."""
+        expected = _with_marks(done, chunk)
+        if expected.encoded() is None:
             raise ConfigurationError(
                 f"more letters of {id.topic}[{id.partition}] were passed over than can be remembered, from offset "
-                f"{before.position} on: replay these without filters, or drop them by "
-                f"`dead-letters drop --before {id.topic}/{id.partition}/{offsets[0]}`, and go on then"
+                f"{done.position} on: replay these without filters, or drop them by "
+                f"`dead-letters drop --before {chunk[0][0].address}`, and go on then"
             )
         await asyncio.sleep(self._pace.delay(len(chunk), asyncio.get_running_loop().time()))
+        failure = None
         try:
             await producer.send([message for _, message in chunk])
         except DeliveryError as error:
-            for index, delivery in enumerate(error.deliveries):
-                if delivery is not None:
-                    before.mark(offsets[index], offsets[index] + 1)
-            await self._store(cluster, id, before)
-            raise
-        await self._store(cluster, id, done)
+            failure = error
+            deliveries = error.deliveries or [None] * len(chunk)
+            chunk = [pair for pair, delivery in zip(chunk, deliveries, strict=True) if delivery is not None]
+            expected = _with_marks(done, chunk)
+        if chunk:
+            stored = StoredOffset(expected.position, expected.encoded() or "")
+            await self._desk.brokers[cluster].store_offsets(self._desk.progress_group, {id: stored})
+        self.report.replayed.update(message.topic for _, message in chunk)
+        if failure is not None:
+            if failure.retriable or failure.unknown:
+                raise failure
+            self.report.refused[str(failure)] += len(failure.indexes)
+        return expected
 
-    async def _store(self, cluster: str, id: TopicPartition, done: Progress) -> None:
-        stored = StoredOffset(done.position, done.encoded() or "")
-        await self._desk.brokers[cluster].store_offsets(self._desk.progress_group, {id: stored})
+
+def _with_marks(done: Progress, chunk: Sequence[tuple[Letter, OutboundRecord]]) -> Progress:
+    marked = done.copy()
+    for letter, _ in chunk:
+        marked.mark(letter.address.offset, letter.address.offset + 1)
+    return marked
 
 
 def _cut(

@@ -775,7 +775,7 @@ async def test_what_is_left_in_the_buffer_when_sending_is_cut_off_is_reported(ma
         on_delivery_error=lambda error, messages: failed.append((error.unknown, len(messages))),
     )
     running = asyncio.create_task(backend.run(asyncio.Event()))
-    message: Any = SimpleNamespace(outlet=SimpleNamespace(payload_log="count"), topic="orders")
+    message: Any = SimpleNamespace(outlet=SimpleNamespace(payload_log="count", kafka_name="orders"), topic="orders")
     await backend.send([message])
     await hangs.wait()
     await backend.send([message, message])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
@@ -273,15 +273,19 @@ async def bury(broker: MemoryBroker, *origins: str | None, partition: int = 0) -
 
 async def test_letters_that_cannot_go_back_are_left_with_the_reason(shop: Shop) -> None:
     async with shop.running() as desk:
-        await bury(shop.broker, None, "elsewhere", "p.orders")
+        await bury(shop.broker, "elsewhere", "p.orders")
         report = await replay(desk, dry_run=True)
         assert report.replayed == {"p.orders": 1}
-        assert passed(report) == {
-            "does not say where it came from": 1,
-            "came from 'elsewhere', which is no topic of the application": 1,
-        }
+        assert passed(report) == {"came from 'elsewhere', which is no topic of the application": 1}
         marked = await replay(desk, wanted=LetterFilter(groups=("gone",)), only_group=True, dry_run=True)
         assert passed(marked)["group 'gone' does not read 'p.orders' in the application"] == 1
+
+
+async def test_letter_that_does_not_say_where_it_came_from_goes_where_its_topic_belongs(shop: Shop) -> None:
+    async with shop.running() as desk:
+        await bury(shop.broker, None, partition=1)
+        assert (await replay(desk)).replayed == {"p.orders": 1}
+        assert [(record.partition, record.value) for record in shop.broker.records("p.orders")] == [(1, b"v")]
 
 
 async def test_partition_that_does_not_exist_any_more_is_chosen_by_the_key(shop: Shop) -> None:
@@ -297,30 +301,48 @@ async def test_partition_that_does_not_exist_any_more_is_chosen_by_the_key(shop:
         assert [record.partition for record in shop.broker.records("p.orders")] == [keyed, keyed]
 
 
-async def test_what_was_acknowledged_before_a_failed_delivery_is_remembered(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+@contextmanager
+def failing_at_the_second(shop: Shop, monkeypatch: pytest.MonkeyPatch, error: DeliveryError) -> Iterator[None]:
+    """The brokers take the first and the third of three messages."""
+    make = shop.broker.producer
+
+    def failing(options: Any) -> Any:
+        producer = make(options)
+        send = producer.send
+
+        async def refused(records: Any) -> Any:
+            first, third = await send([records[0], records[2]])
+            error.deliveries = (first, None, third)
+            raise error
+
+        producer.send = refused  # type: ignore[method-assign]
+        return producer
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shop.broker, "producer", failing)
+        yield
+
+
+@pytest.mark.parametrize("why", ["retriable", "unknown"])
+async def test_delivery_that_may_be_had_later_ends_the_replay_and_the_rest_is_remembered(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     async with shop.running() as desk:
         await bury(shop.broker, "p.orders", "p.orders", "p.orders")
-        make = shop.broker.producer
-
-        def failing(options: Any) -> Any:
-            producer = make(options)
-            send = producer.send
-
-            async def refused(records: Any) -> Any:
-                deliveries = await send([records[0], records[2]])
-                raise DeliveryError("no", indexes=[1], deliveries=[deliveries[0], None, deliveries[1]])
-
-            producer.send = refused  # type: ignore[method-assign]
-            return producer
-
-        with monkeypatch.context() as patched:
-            patched.setattr(shop.broker, "producer", failing)
-            with pytest.raises(DeliveryError):
-                await replay(desk)
+        error = DeliveryError("no", indexes=[1], **{why: True})
+        with failing_at_the_second(shop, monkeypatch, error), pytest.raises(DeliveryError):
+            await replay(desk)
         report = await replay(desk)
         assert (report.replayed, passed(report)) == ({"p.orders": 1}, {"replayed before": 1})
+
+
+async def test_message_that_the_brokers_refuse_holds_up_no_other(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with shop.running() as desk:
+        await bury(shop.broker, "p.orders", "p.orders", "p.orders")
+        with failing_at_the_second(shop, monkeypatch, DeliveryError("too large", indexes=[1])):
+            report = await replay(desk)
+        assert (report.replayed, report.refused) == ({"p.orders": 2}, {"too large": 1})
+        assert (await replay(desk)).replayed == {"p.orders": 1}
 
 
 async def test_topic_that_was_made_anew_is_replayed_from_its_beginning(shop: Shop) -> None:
@@ -426,7 +448,24 @@ async def test_consumer_of_dead_letters_stops_unless_it_says_something_else(make
             await app.wait_failed()
 
 
-async def test_consumer_of_dead_letters_may_not_make_dead_letters(make_app: Callable[..., Deimos]) -> None:
+async def test_what_waits_in_retry_topics_is_lag_too(make_app: Callable[..., Deimos]) -> None:
+    app = make_app()
+    orders = app.topic("orders", key=Key.plain(), partitions=1)
+
+    @app.consumer(orders, group="g", start_from="latest", on_error=OnError(retry_topics=(60.0,)))
+    async def bill(message: Message) -> None: ...
+
+    async with app.administration() as opened:
+        broker = MemoryBroker()
+        await broker.create_topics([NewTopic("orders", 1), NewTopic("orders-retry-1", 1)])
+        producer = broker.producer(ProducerOptions())
+        await producer.start()
+        await producer.send([OutboundRecord(topic, value=b"v") for topic in ("orders", "orders-retry-1")])
+        found = await lags({"default": broker}, opened.plan, now=0.0)
+    assert {lag.topic: lag.messages for lag in found} == {"orders": 0, "orders-retry-1": 1}
+
+
+async def test_consumer_of_dead_letters_may_not_ask_for_dead_letters(make_app: Callable[..., Deimos]) -> None:
     app = make_app()
     letters = app.topic("orders-dlt", key=Key.plain())
 
