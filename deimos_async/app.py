@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # start-up time: loaded where they are used
     from deimos_async.consuming.runner import RunnerStatus
     from deimos_async.schemas.codec import TopicCodec
     from deimos_async.schemas.protocol import SchemaField
+    from deimos_async.schemas.registry import SchemaRegistry
     from deimos_async.settings import Settings
     from deimos_async.web.asgi import WebApp
 
@@ -82,6 +83,8 @@ class Deimos(Declaring):
         self._idle_codecs: Codecs | None = None
         self._idle_questions = 0
         self._mock_backends = False
+        self._broker_factory: Callable[[str, Settings], Broker] | None = None
+        self._registry: SchemaRegistry | None = None
         self.events = EventBus()
         """`app.events.subscribe("deimos.encode_message", callback)`."""
 
@@ -224,6 +227,8 @@ class Deimos(Declaring):
             fatal_error=self._fatal_error,
             on_delivery_error=self._on_delivery_error,
             mock_backends=self._mock_backends,
+            broker_factory=self._broker_factory,
+            registry=self._registry,
         )
 
     def _providers(self) -> tuple[Provider, Provider]:

@@ -146,7 +146,9 @@ class Declaring:
             reraise_errors: Stop at the first error; default the topic's, then `consumers.reraise_errors`.
 
         Raises:
-            ConfigurationError: At start, together with every other mistake that can be seen then.
+            ConfigurationError: Here: an option that cannot be, every one of them. At start, together with every other
+                mistake that can be seen then: a topic that is not declared, a handler whose parameters cannot be
+                filled, no group, two consumers of one group on one topic.
         """
 
         def register(target: T) -> T:

@@ -17,15 +17,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deimos_async.assembly import Codecs, Plan, PlannedConsumer, RequiredTopic, make_plan, required_topics
 from deimos_async.brokers.protocol import Broker, BrokerProducer, ConsumerOptions, ProducerOptions
+from deimos_async.consuming.clock import Clock, LoopClock
 from deimos_async.consuming.dead_letters import is_dead_letter_topic
 from deimos_async.consuming.dispatch import NextRetry, Work
 from deimos_async.consuming.handling import build_call
 from deimos_async.consuming.runner import ConsumerRunner, RunnerOptions, RunnerStatus
+from deimos_async.consuming.watchdog import WatchedConsumer
 from deimos_async.errors import ConfigurationError, DeimosError
 from deimos_async.events import EventBus
 from deimos_async.loop_lag import LoopLag
@@ -44,6 +47,7 @@ if TYPE_CHECKING:  # start-up time: SQLAlchemy and pydantic are loaded where the
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from deimos_async.database.engines import Database
+    from deimos_async.schemas.registry import SchemaRegistry
     from deimos_async.settings import KafkaSettings, Settings
 
 __all__ = ["PARTS", "Administration", "Ingredients", "Running"]
@@ -72,6 +76,10 @@ class Ingredients:
     fatal_error: FatalError | None
     on_delivery_error: DeliveryErrorHandler | None
     mock_backends: bool
+    broker_factory: Callable[[str, Settings], Broker] | None = None
+    """Makes the broker of a cluster; None: as the settings say."""
+    registry: SchemaRegistry | None = None
+    """A registry that every topic uses, whoever opened it closes it; None: as the settings say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +188,11 @@ class Running:
         self.test_backend = TestBackend()
         self.plan: Plan | None = None
         self.codecs: Codecs | None = None
-        self._runners: list[ConsumerRunner] = []
+        self.clock: Clock = LoopClock()
+        """What messages that failed wait by."""
+        self.letter_producers: dict[str, BrokerProducer] = {}
+        """By cluster: what sends dead letters, and messages to retry topics."""
+        self._runners: list[WatchedConsumer] = []
         self._preparation: _SchemaPreparation | None = None
         self.stopping = False
 
@@ -227,8 +239,8 @@ class Running:
     def _make_plan(self, stack: AsyncExitStack) -> Plan:
         given = self._given
         settings = given.settings
-        embedded = None
-        if settings.embedded:
+        embedded = given.registry
+        if embedded is None and settings.embedded:
             from deimos_async.schemas.memory_registry import MemorySchemaRegistry  # only needed embedded
 
             embedded = MemorySchemaRegistry()
@@ -265,7 +277,7 @@ class Running:
     async def _start_brokers(self, plan: Plan, stack: AsyncExitStack) -> None:
         used = {topic.options.cluster for topic in plan.topics.values() if topic.is_produced or topic.is_consumed}
         for cluster in sorted(used):
-            broker = make_broker(cluster, self._given.settings)
+            broker = (self._given.broker_factory or make_broker)(cluster, self._given.settings)
             self.brokers[cluster] = broker
             stack.push_async_callback(broker.stop)
             await broker.start()
@@ -329,7 +341,7 @@ class Running:
             measured=measured,
             tracing=given.tracing,
         )
-        self._dead_letter_producers = producers
+        self.letter_producers = producers
 
     async def _open_services(self, stack: AsyncExitStack) -> None:
         assert self.plan is not None
@@ -358,7 +370,7 @@ class Running:
         if "consumers" not in self._parts:
             return
         self._runners = [
-            self.runner(consumer, stage)
+            WatchedConsumer(partial(self.runner, consumer, stage), interval=settings.consumers.stall_timeout / 4)
             for consumer in self.plan.consumers
             for stage in range(len(consumer.retry_topics) + 1)
         ]
@@ -375,7 +387,7 @@ class Running:
         """
         given = self._given
         settings, spec, topic = given.settings, consumer.spec, consumer.topic
-        producer = self._dead_letter_producers[topic.options.cluster]
+        producer = self.letter_producers[topic.options.cluster]
         database = self.database
 
         reads_letters = is_dead_letter_topic(topic.kafka_name, settings.consumers.dead_letter_topic)
@@ -426,6 +438,7 @@ class Running:
             tracing=given.tracing,
             payload_log=topic.options.payload_log,
             on_failure=failed,
+            clock=self.clock,
         )
 
     def runner(self, consumer: PlannedConsumer, stage: int = 0) -> ConsumerRunner:

@@ -83,7 +83,7 @@ class KafkaSettings(_Group):
     request_timeout: Seconds = 30.0
     """Seconds until a request without an answer is given up and repeated."""
     create_topics: bool = False
-    """Make missing topics, dead-letter topics included, at start. Default: they are a `ConfigurationError`."""
+    """Make missing topics, retry and dead-letter ones included, at start. Default: they are a `ConfigurationError`."""
     partitions: Count = 1
     """Partitions of topics that are made, unless the topic says otherwise."""
     replication_factor: int = -1
@@ -167,7 +167,7 @@ class OnErrorSettings(_Group):
     backoff_maximum: Seconds = 30.0
     """Longest wait between attempts, in seconds."""
     then: Then = "dead_letter"
-    """What follows the last attempt."""
+    """What follows the last attempt. `retry_keyed` is not in this version and refused at start."""
 
     def policy(self) -> OnError:
         """The same as a policy."""
@@ -188,7 +188,7 @@ class ProducersSettings(_Group):
     delivery_timeout: Seconds = 60.0
     """Seconds until a message without an acknowledgement is given up with a `DeliveryError`."""
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
-    """Compression of batches."""
+    """Compression of batches. snappy, lz4 and zstd need the extra `compression`, here and wherever it is read."""
     max_batch_bytes: Count = 131072
     """Largest batch for one partition."""
     max_request_bytes: Count = 1048576
@@ -232,9 +232,9 @@ class ConsumersSettings(_Group):
     loop_lag_warning: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """Seconds by which the event loop may be late before a warning says so. 0: no warning."""
     dead_letter_topic: str = "{topic}-dlt"
-    """Name of the dead-letter topic."""
+    """Name of a topic's dead-letter topic; `{topic}` must be in it."""
     retry_topic: str = "{topic}-retry-{n}"
-    """Name of the n-th retry topic, from 1."""
+    """Name of a topic's n-th retry topic, from 1; `{topic}` and `{n}` must be in it."""
 
 
 class DatabaseSettings(_Group):

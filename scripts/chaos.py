@@ -1,4 +1,4 @@
-"""`make chaos`: the long forms of tests/faults, and benchmarks/chaos.md with what they have shown. Arguments are pytest's.
+"""`make chaos`: the long forms of tests/faults, and benchmarks/chaos.md with what they show. Arguments are pytest's.
 
 Another framework goes through the first trial too. It is installed in a virtual environment of its own, in the user's
 cache folder, once.

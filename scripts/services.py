@@ -47,6 +47,7 @@ from servers.process import end_recorded, process_birth, say
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / ".services" / "services.json"
+_SETTINGS = {"kafka": "DEIMOS_KAFKA__BOOTSTRAP_SERVERS", "registry": "DEIMOS_SCHEMA__REGISTRY_URL"}
 KINDS: Mapping[str, type[Server]] = {kind.name: kind for kind in (KafkaBroker, Registry, Postgres, MariaDB)}
 
 
@@ -249,11 +250,24 @@ async def start_in_background(policy: Policy) -> int:
         services.composed = [name for name in services.composed if name in services.missing]
     finally:
         await services.stop()
-    for name, address in sorted(services.addresses.items()):
-        print(f"export {variable(name)}={shlex.quote(address)}")
+    print("\n".join(shown(services.addresses)))
     for name, reason in services.missing.items():
         say(f"{name} is missing: {reason}")
     return 1 if services.missing else 0
+
+
+def shown(addresses: Mapping[str, str]) -> list[str]:
+    """Lines for a shell: what an application is told, then the variables of the tests. Pasted or evaluated."""
+    lines = ["# for an application"]
+    lines += [
+        f"export {setting}={shlex.quote(addresses[name])}" for name, setting in _SETTINGS.items() if name in addresses
+    ]
+    if databases := [name for name in ("postgres", "mariadb") if name in addresses]:
+        lines.append("# and its database, one of these")
+        lines += [f"# export DEIMOS_DATABASE__URL={shlex.quote(addresses[name])}" for name in databases]
+    lines.append("# for tests that are run without `make test`, which finds the services by itself")
+    lines += [f"export {variable(name)}={shlex.quote(address)}" for name, address in sorted(addresses.items())]
+    return [*lines, "# `make services-stop` ends them"]
 
 
 async def stop_in_background() -> int:

@@ -411,14 +411,17 @@ class KafkaConsumer:
 
         aiokafka's public `position` is a coroutine that may wait; the state that it reads passes markers of
         transactions, which are never given to anybody. Records of open transactions cannot be fetched yet, unless
-        they are wanted.
+        they are wanted. What was taken from aiokafka and not handed out is counted as well.
         """
         client = self._client
         if client is None:
             return 0
         known = client.assignment()
         committed_only = client._isolation_level == "read_committed"
-        count = 0
+        count = sum(map(len, self._held.values()))
+        poll = self._poll
+        if poll is not None and poll.done() and not poll.cancelled() and poll.exception() is None:
+            count += sum(map(len, poll.result().values()))
         for partition in self._owned:
             if KafkaPartition(*partition) not in known:
                 continue

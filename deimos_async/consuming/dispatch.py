@@ -17,10 +17,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice, takewhile
 from typing import Any, NoReturn, Protocol
 
 from deimos_async.consuming import dead_letters
+from deimos_async.consuming.clock import Clock, LoopClock
 from deimos_async.consuming.handling import Call
 from deimos_async.consuming.lanes import Doom, Lane, Partition
 from deimos_async.consuming.measuring import Measurements
@@ -111,6 +113,8 @@ class Work:
     payload_log: PayloadLog
     on_failure: Callable[[BaseException, Sequence[Message[Any]]], None] = field(default=lambda error, messages: None)
     """Told once when the consumer stops for an error."""
+    clock: Clock = field(default_factory=LoopClock)
+    """What messages wait by."""
 
 
 class _Parked(Exception):
@@ -191,7 +195,7 @@ class Dispatcher:
         lane.parked = True
         self.parked += 1
         self.parks += 1
-        lane.timer = asyncio.get_running_loop().call_later(delay, self._wake, lane)
+        lane.timer = self.work.clock.call_later(delay, partial(self._wake, lane))
         raise _Parked
 
     def _wake(self, lane: Lane) -> None:
@@ -257,7 +261,12 @@ class Dispatcher:
                 if is_retry:
                     self._wait_until_due(lane, record, ended)
                 try:
-                    message: Message[Any] = Message(record, decode_key(record.key), decode_payload(record.value))
+                    if handled:
+                        message: Message[Any] = Message(record, decode_key(record.key), decode_payload(record.value))
+                    else:  # the first of a slice is timed for all
+                        decoding = clock()
+                        message = Message(record, decode_key(record.key), decode_payload(record.value))
+                        self.measured.decoded(clock() - decoding)
                 except unknown_writer as unknown:
                     self._settle(lane, ended)
                     await self._learn(lane, record, unknown)
@@ -280,6 +289,8 @@ class Dispatcher:
                 end(record)
                 if in_order:
                     partition.position = record.offset + 1
+                else:
+                    self._settle(lane, ended)
                 handled += 1
                 if logged:
                     self._log_handled((message,))
@@ -294,7 +305,7 @@ class Dispatcher:
 
     def _wait_until_due(self, lane: Lane, record: InboundRecord, ended: list[InboundRecord]) -> None:
         """Raises `_Parked` if a message of a retry topic must still wait; those behind it are due later."""
-        remaining = dead_letters.due(record) - time.time()
+        remaining = dead_letters.due(record) - self.work.clock.time()
         if remaining > 0:
             self._settle(lane, ended)
             self._park(lane, remaining)
@@ -560,7 +571,8 @@ class Dispatcher:
         raise _Parked from refused
 
     def _letters(self, record: InboundRecord, doom: Doom) -> Iterator[OutboundRecord]:
-        work, now = self.work, datetime.now(UTC)
+        work = self.work
+        now = datetime.fromtimestamp(work.clock.time(), UTC)
         if doom.deferred and work.retry is not None:
             yield dead_letters.defer(
                 record,
@@ -577,6 +589,11 @@ class Dispatcher:
         )
         yield letter
         yield dead_letters.bare(record, letter)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing is being handled or about to be: what is in hand, if anything, waits for a timer."""
+        return self._ready.empty() and not any(partition.busy for partition in self.partitions.values())
 
     # --- giving up partitions, stopping ------------------------------------------------------------------------
 

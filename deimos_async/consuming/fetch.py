@@ -33,6 +33,8 @@ class Fetcher:
         self._committer = committer
         self._max_records = max_records
         self._stopped = False
+        self.is_handing_over = False
+        """Whether fetched records are not in the dispatcher's hands yet."""
 
     def stop(self) -> None:
         """Fetch no more; a fetch that waits ends soon."""
@@ -46,6 +48,7 @@ class Fetcher:
             fetched = await consumer.fetch(self._max_records, _POLL_TIMEOUT)
             if self._stopped:
                 return  # not handled, not committed: the next member reads them
+            self.is_handing_over = True
             for id, records in fetched:
                 partition = dispatcher.partitions.get(id)
                 if partition is None or not records:
@@ -53,6 +56,7 @@ class Fetcher:
                 if dispatcher.work.delivery == "at_most_once" and not await self._commit_ahead(partition, records):
                     continue
                 dispatcher.add(partition, records)
+            self.is_handing_over = False
             self.adjust_pauses()
 
     async def _commit_ahead(self, partition: Partition, records: Sequence[InboundRecord]) -> bool:

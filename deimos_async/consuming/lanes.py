@@ -17,13 +17,14 @@ from deimos_async.consuming.progress import Arrivals
 from deimos_async.message import InboundRecord, TopicPartition
 from deimos_async.specs import Ordering
 
-__all__ = ["Doom", "Lane", "Partition"]
+__all__ = ["Doom", "Lane", "Partition", "Timer"]
 
 
 class Timer(Protocol):
     """What wakes a lane later (an event loop's timer handle)."""
 
-    def cancel(self) -> None: ...
+    def cancel(self) -> None:
+        """Do not wake it. Any number of times, also after it has."""
 
 
 @dataclass(frozen=True, slots=True)

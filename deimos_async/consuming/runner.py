@@ -12,12 +12,14 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from deimos_async.brokers.protocol import Broker, BrokerConsumer, ConsumerOptions
 from deimos_async.consuming.commit import Committer
 from deimos_async.consuming.dispatch import Dispatcher, Work
 from deimos_async.consuming.fetch import Fetcher
 from deimos_async.consuming.progress import Progress, is_stalled
+from deimos_async.errors import DeimosError
 from deimos_async.message import TopicPartition
 from deimos_async.telemetry import names
 
@@ -70,7 +72,7 @@ class ConsumerRunner:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.name = f"consumer {work.name} {work.topic}"
+        self.name = f"consumer {work.name} {work.topic} {work.group}"
         self._options = runner
         self._consumer: BrokerConsumer = broker.consumer(options, self)
         self._dispatcher = Dispatcher(work)
@@ -168,6 +170,41 @@ class ConsumerRunner:
         """Commit what has ended now, before the interval is over."""
         await self._committer.commit(list(self._dispatcher.partitions.values()))
 
+    async def standing(self) -> Literal["busy", "waiting", "done"]:
+        """How far it is with what its topic holds now, by the ends that the brokers tell when asked.
+
+        Returns:
+            `"done"`: everything was handled and committed. `"waiting"`: nothing goes on before a timer ends, as what is
+            in hand waits for its next attempt or is not due yet. Else `"busy"`.
+
+        Raises:
+            BrokerError: They cannot be asked.
+        """
+        # What has ended up to these ends before they are asked for has ended if they are the same afterwards.
+        known = dict(self._consumer.positions_end())
+        partitions = dict(self._dispatcher.partitions)
+        if self._is_getting_on():
+            return "busy"
+        in_flight = self._in_flight()
+        try:
+            ends = await self._consumer.end_offsets(partitions)
+        except DeimosError:
+            if self._stop.is_set():
+                return "busy"
+            raise
+        if any(not partitions[id].paused and known.get(id, 0) < end for id, end in ends.items()):
+            return "busy"
+        return "waiting" if in_flight else "done"
+
+    def _is_getting_on(self) -> bool:
+        dispatcher = self._dispatcher
+        partitions = dispatcher.partitions.values()
+        if not partitions or self._stop.is_set() or self._fetcher.is_handing_over or not dispatcher.at_rest:
+            return True
+        is_paused = any(partition.paused for partition in partitions)
+        is_fetching = self._consumer.unfetched() > 0 and not is_paused
+        return is_fetching or any(partition.to_commit is not None for partition in partitions)
+
     def _changed(self) -> None:
         self.on_change()
         if self._dispatcher.failure is not None:
@@ -258,6 +295,16 @@ class ConsumerRunner:
                 timeout=self._options.stall_timeout + (work.max_wait if work.batch else 0.0),
             ),
         )
+
+    @property
+    def is_handling(self) -> bool:
+        """Whether a handler is running."""
+        return any(partition.busy for partition in self._dispatcher.partitions.values())
+
+    @property
+    def has_fetched(self) -> bool:
+        """Whether it has fetched anything in its present assignment."""
+        return any(partition.first is not None for partition in self._dispatcher.partitions.values())
 
     def _in_flight(self) -> int:
         return sum(partition.buffered for partition in self._dispatcher.partitions.values())

@@ -19,7 +19,7 @@ from deimos_async.schemas.registry_flights import PerLoop, SingleFlight
 from deimos_async.schemas.registry_http import RegistryHttp
 from deimos_async.schemas.registry_options import RegistryOptions
 
-__all__ = ["HttpSchemaRegistry", "RegistryOptions", "SchemaRegistry"]
+__all__ = ["HttpSchemaRegistry", "RegistryOptions", "SchemaRegistry", "escaped"]
 
 logger = logging.getLogger("deimos_async.schemas")
 
@@ -197,7 +197,7 @@ class HttpSchemaRegistry:
     ) -> RegisteredSchema:
         id, version = await self._http.ask(
             "POST",
-            f"/subjects/{_escaped(subject)}/versions",
+            f"/subjects/{escaped(subject)}/versions",
             _read_registration,
             what=f"the schema for subject {subject!r}",
             body=_posted(text, schema_type, references),
@@ -215,7 +215,7 @@ class HttpSchemaRegistry:
     ) -> RegisteredSchema:
         found = await self._http.ask(
             "POST",
-            f"/subjects/{_escaped(subject)}",
+            f"/subjects/{escaped(subject)}",
             functools.partial(_read_version, subject=subject),
             what=f"such schema under subject {subject!r}",
             body=_posted(text, schema_type, references),
@@ -233,7 +233,7 @@ class HttpSchemaRegistry:
     async def _fetch_version(self, subject: str, version: int) -> RegisteredSchema:
         found = await self._http.ask(
             "GET",
-            f"/subjects/{_escaped(subject)}/versions/{version}",
+            f"/subjects/{escaped(subject)}/versions/{version}",
             functools.partial(_read_version, subject=subject, version=version),
             what=f"version {version} of subject {subject!r}",
         )
@@ -246,7 +246,7 @@ class HttpSchemaRegistry:
         try:
             found = await self._http.ask(
                 "GET",
-                f"/subjects/{_escaped(subject)}/versions/latest",
+                f"/subjects/{escaped(subject)}/versions/latest",
                 functools.partial(_read_version, subject=subject),
                 what=f"version of subject {subject!r}",
                 once=known is not None,
@@ -303,7 +303,8 @@ class _Missing:
             del self._known[question]
 
 
-def _escaped(subject: str) -> str:
+def escaped(subject: str) -> str:
+    """A subject as one part of a path. Raises ConfigurationError."""
     if subject in ("", ".", ".."):
         raise ConfigurationError(f"{subject!r} cannot be the subject of a schema: it has no place in a URL")
     return quote(subject, safe="")

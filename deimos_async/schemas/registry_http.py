@@ -117,7 +117,7 @@ class RegistryHttp:
         """The answer to one question.
 
         Args:
-            method: `GET`, or `POST` of something that may be posted twice.
+            method: `GET`, `DELETE`, or `POST` of something that may be posted twice.
             path: After the base URL; escaped.
             read: Makes the answer of the parsed JSON. Raises ValueError saying what is wrong with it.
             what: What is asked for, for errors: `"schema with id 7"`.

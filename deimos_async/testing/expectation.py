@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from deimos_async.consuming.dead_letters import HEADER_PREFIX, RETRY_PREFIX
 from deimos_async.message import HeadersInput
 from deimos_async.testing.matching import Difference, differences, shown
 from deimos_async.testing.sent import SentMessage, header_values
@@ -15,6 +16,8 @@ __all__ = ["Expectation", "explain_missing", "explain_unwanted"]
 
 _TRACE_HEADERS = frozenset({"traceparent", "tracestate", "baggage"})
 """W3C's names. Tracing adds these by itself; they count only where a test names them."""
+_LETTER_HEADERS = (HEADER_PREFIX, RETRY_PREFIX)
+"""How headers begin that consumers add to what they send away; they count only where a test names them."""
 
 _MOST_SHOWN = 20
 
@@ -58,7 +61,7 @@ class Expectation:
             headers = {
                 name: value
                 for name, value in header_values(message.headers).items()
-                if name in wanted or name not in _TRACE_HEADERS
+                if name in wanted or not (name in _TRACE_HEADERS or name.startswith(_LETTER_HEADERS))
             }
             found += differences(wanted, headers, path="headers")
         return found

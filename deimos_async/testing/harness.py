@@ -1,4 +1,4 @@
-"""`DeimosHarness`: the application under test, running in memory, and what a test does with it and asks of it."""
+"""`DeimosHarness`: the application under test, running, and what a test does with it and asks of it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 from deimos_async.app import Deimos
 from deimos_async.assembly import Codecs, Plan, PlannedConsumer, with_codecs
 from deimos_async.brokers.memory import MemoryRecord
+from deimos_async.consuming.dead_letters import dead_letter_topic, retry_topic
 from deimos_async.consuming.dispatch import Work
 from deimos_async.database.engines import Database
 from deimos_async.errors import ConfigurationError, LifecycleError, SchemaError
@@ -21,12 +22,15 @@ from deimos_async.message import HeadersInput, Message, OutboundRecord, encode_h
 from deimos_async.producing import pipeline
 from deimos_async.producing.outlet import Outlets
 from deimos_async.running import Running
+from deimos_async.schemas.codec import TopicCodec
 from deimos_async.schemas.keys import plain_key
 from deimos_async.schemas.memory_registry import MemorySchemaRegistry
 from deimos_async.settings import flatten
+from deimos_async.testing.clock import MovableClock
 from deimos_async.testing.expectation import Expectation, explain_missing, explain_unwanted
 from deimos_async.testing.idle import run_consumers_until_idle
-from deimos_async.testing.sent import Recorder, SentMessage
+from deimos_async.testing.sent import LetterRecorder, Recorder, SentMessage
+from deimos_async.testing.surroundings import Surroundings
 from deimos_async.topics import UNSET, Topic
 
 __all__ = ["DeimosHarness"]
@@ -37,8 +41,10 @@ logger = logging.getLogger("deimos_async.testing")
 class DeimosHarness:
     """What the fixture `deimos` gives: the application under test, running, and helpers around it.
 
-    Nothing touches a network: brokers and registry live in this process and begin empty in each test. Producers work as
-    ever, each by its own backend, and what they send is kept for `sent_messages`. Consumers run only in
+    Nothing touches a network: brokers and registry live in this process and begin empty in each test. With
+    `--deimos-kafka` and `--deimos-registry` they are real, and names of topics, groups and subjects begin with a prefix
+    that is this test's alone; assertions leave it out, a handler's `message.topic` has it. Producers work as ever, each
+    by its own backend, and what they send is kept for `sent_messages`. Consumers run only in
     `consume_message`, `consume_batch` and `run_until_idle`. The database is `engine=` or `database.url`, else a fresh
     SQLite file. Class consumers are made anew for each test. The harness is what runs the application: a web
     application in front of it is called without its lifespan, through httpx's `ASGITransport` for one.
@@ -47,11 +53,13 @@ class DeimosHarness:
     consumer says itself holds as ever.
     """
 
-    def __init__(self, app: Deimos, running: Running) -> None:
+    def __init__(self, app: Deimos, running: Running, prefix: str = "") -> None:
         """Made by `DeimosHarness.running`."""
         self.app = app
         """The application."""
         self._running = running
+        self._prefix = prefix
+        self._clock = running.clock = MovableClock()
         self._sent: list[SentMessage] = []
         self._mocking = 0
         self._real: tuple[Plan, Codecs, Outlets] | None = None
@@ -66,18 +74,29 @@ class DeimosHarness:
                 "test": Recorder("test", outlets.backend("kafka"), self._sent, tells=False),
             },
         )
+        running.letter_producers = {
+            cluster: LetterRecorder(producer, self._sent, self._letter_topic, prefix)
+            for cluster, producer in running.letter_producers.items()
+        }
 
     @classmethod
     @asynccontextmanager
-    async def running(cls, app: Deimos, *settings: Mapping[str, Any]) -> AsyncIterator[DeimosHarness]:
+    async def running(
+        cls, app: Deimos, *settings: Mapping[str, Any], kafka: str | None = None, registry: str | None = None
+    ) -> AsyncIterator[DeimosHarness]:
         """Run an application for a test within the block, whatever runs the tests; the fixture does this.
 
         Args:
             app: It must not run already.
             settings: By dotted names or nested, later ones above earlier ones.
+            kafka: `host:port` of a real broker, which every cluster of the application then is. Topics are made as the
+                application needs them, and deleted afterwards with the groups. None: in memory.
+            registry: URL of a real registry, which every topic then uses. Subjects whose names begin with the topic's
+                are deleted afterwards. None: in memory.
 
         Raises:
             ConfigurationError: Every mistake that can be seen before the first message.
+            BrokerUnavailableError: `kafka` does not answer before `kafka.connect_timeout`.
             LifecycleError: The application runs already.
         """
         if not isinstance(app, Deimos):
@@ -88,22 +107,24 @@ class DeimosHarness:
         if "embedded" in overrides:
             raise ConfigurationError("setting 'embedded' cannot be set by a test: tests always run embedded")
         with app.with_settings({**overrides, "embedded": True}), _engine_of_settings(app):
-            async with app.running(only=("producers",)):
-                yield cls(app, app._started("a test"))
+            async with Surroundings(kafka, registry).around(app) as prefix, app.running(only=("producers",)):
+                yield cls(app, app._started("a test"), prefix)
 
     # --- what the application has sent -------------------------------------------------------------------------
 
     def sent_messages(self, topic: Topic | str | None = None) -> list[SentMessage]:
-        """Messages that the application's producers have sent in this test, in order; of one topic, or all.
+        """Messages that the application has sent in this test, in order; of one topic, or all.
 
-        Neither those that `consume_message` and `consume_batch` hand to a consumer nor dead letters are among them.
+        Those that `consume_message` and `consume_batch` hand to a consumer are not among them. Dead letters, and
+        messages that wait in retry topics, are: these topics need not be declared, and their messages are then decoded
+        by the codec of the topic that they belong to, as far as they can be. Both come about in `run_until_idle` only.
 
         Raises:
-            ConfigurationError: The topic is not declared.
+            ConfigurationError: The topic is not declared, and no consumer sends dead letters or retries to it.
         """
         if topic is None:
             return list(self._sent)
-        name = self._topic_name(topic)
+        name = self._sent_topic(topic)
         return [message for message in self._sent if message.topic == name]
 
     def clear_sent_messages(self) -> None:
@@ -122,14 +143,14 @@ class DeimosHarness:
         """Fail unless a message like this was sent to the topic.
 
         Args:
-            topic: Handle or declared name.
+            topic: Handle or declared name, or the name of a dead-letter or retry topic.
             payload: The whole payload, field by field; None for a tombstone. Dataclasses and pydantic models count as
                 dicts, a `payload_key` that is None does not count, and matchers (`unittest.mock.ANY`,
                 `pytest.approx(...)`) may stand for any value.
             key, partition_key: Not checked if not given; None: there is none. Without a partition key of its own, a
                 message has its key, as text.
             headers: All of them, as a mapping or pairs, text or bytes. Not checked if not given. Headers of tracing
-                count only where they are named.
+                and `deimos-dlq-*`, `deimos-retry-*` count only where they are named.
 
         Returns:
             The first such message.
@@ -165,14 +186,14 @@ class DeimosHarness:
     ) -> None:
         """Fail if a message like this was sent to the topic; with the topic alone, if any was. See `assert_sent`."""
         __tracebackhide__ = True
-        name, messages = self._topic_name(topic), self.sent_messages(topic)
+        name, messages = self._sent_topic(topic), self.sent_messages(topic)
         expectation = Expectation(payload, key, partition_key, headers)
         if any(not expectation.differences(message) for message in messages):
             raise AssertionError(explain_unwanted(expectation, name, messages, self._sent_elsewhere(name)))
 
     def _assert_sent(self, topic: Topic | str, expectation: Expectation) -> SentMessage:
         __tracebackhide__ = True
-        name, messages = self._topic_name(topic), self.sent_messages(topic)
+        name, messages = self._sent_topic(topic), self.sent_messages(topic)
         for message in messages:
             if not expectation.differences(message):
                 return message
@@ -333,17 +354,23 @@ class DeimosHarness:
             raise ConfigurationError(f"{described} takes single messages; use consume_message")
         raise ConfigurationError(f"{described} takes batches (batch=True); use consume_batch")
 
-    async def run_until_idle(self, timeout: float = 30.0) -> None:
-        """Run all consumers on the in-memory broker until nothing is left to do, and stop them.
+    async def run_until_idle(self, timeout: float = 30.0, *, advance: bool = True) -> None:
+        """Run all consumers, those of retry topics too, until nothing is left to do, and stop them.
 
         Everything that was sent in this test so far is there to be handled, and so is what handlers send meanwhile.
-        Errors take the way of `on_error` as in production, with real waits between attempts; as `reraise_errors` is
-        true unless the test sets it, the first one otherwise stops its consumer and is raised here. Batches do not wait
-        for more messages (`max_wait`), and a group that starts at `"latest"` counts as having joined before the test.
-        Call it as often as you like: it goes on where it was.
+        Errors take the way of `on_error` as in production; as `reraise_errors` is true unless the test sets it, the
+        first one otherwise stops its consumer and is raised here. Batches do not wait for more messages (`max_wait`),
+        and a group that starts at `"latest"` counts as having joined before the test. Call it as often as you like: it
+        goes on where it was.
+
+        Nobody waits for the next attempt of a message, or until it is due in a retry topic: when nothing else is left
+        to do, time is moved on to that moment, as by `advance`. A handler's own sleep is a real one.
 
         Args:
-            timeout: Seconds.
+            timeout: Real seconds.
+            advance: False: time is left alone, and it ends when everything that is left waits for a later time. What
+                waits in a retry topic goes on in the next call after `deimos.advance(...)`; attempts in place begin
+                anew.
 
         Raises:
             Exception: What a handler raised, where it stops its consumer; a note says at which message. What was
@@ -355,9 +382,26 @@ class DeimosHarness:
             raise LifecycleError("run_until_idle is called while it runs")
         self._is_consuming = True
         try:
-            await run_consumers_until_idle(self._running, flush=self.app.flush, timeout=timeout)
+            await run_consumers_until_idle(
+                self._running,
+                self._clock if advance else None,
+                flush=self.app.flush,
+                timeout=timeout,
+                prefix=self._prefix,
+            )
         finally:
+            self._clock.clear()
             self._is_consuming = False
+
+    def advance(self, seconds: float) -> None:
+        """Move time on for messages that wait: for their next attempt, or until they are due in a retry topic.
+
+        Nothing else looks at this time: not the clock of the system, timestamps, sleeps, or time-outs.
+
+        Raises:
+            ValueError: The span is negative or not finite.
+        """
+        self._clock.advance(seconds)
 
     # --- schema backends ---------------------------------------------------------------------------------------
 
@@ -408,8 +452,29 @@ class DeimosHarness:
         assert self._running.outlets is not None
         return self._running.outlets
 
-    def _topic_name(self, topic: Topic | str) -> str:
-        declared = self._plan.topics
+    def _letter_topics(self) -> Iterator[tuple[str, str, TopicCodec]]:
+        """Dead-letter and retry topics of consumers: name in Kafka, name to show, and the codec of the source."""
+        settings = self.app.settings.consumers
+        for consumer in self._plan.consumers:
+            topic = consumer.topic
+            yield consumer.dead_letter_topic, dead_letter_topic(topic.name, settings.dead_letter_topic), topic.codec
+            for number, name in enumerate(consumer.retry_topics, 1):
+                yield name, retry_topic(topic.name, settings.retry_topic, number), topic.codec
+
+    def _letter_topic(self, kafka_name: str) -> tuple[str, TopicCodec]:
+        """Name to show and codec of a topic to which consumers send what failed; a declared one has its own."""
+        for topic in self._plan.topics.values():
+            if topic.kafka_name == kafka_name:
+                return topic.name, topic.codec
+        return next((shown, codec) for name, shown, codec in self._letter_topics() if name == kafka_name)
+
+    def _sent_topic(self, topic: Topic | str) -> str:
+        """Name of a topic to which something can be sent. Raises ConfigurationError for others."""
+        return self._topic_name(topic, *(shown for _, shown, _ in self._letter_topics()))
+
+    def _topic_name(self, topic: Topic | str, *others: str) -> str:
+        """Raises ConfigurationError for a topic that is neither declared nor one of the others."""
+        declared = dict.fromkeys((*self._plan.topics, *others))
         name = topic.name if isinstance(topic, Topic) else topic
         if name not in declared:
             close = difflib.get_close_matches(str(name), declared, 1)

@@ -1,9 +1,9 @@
-"""Runs the consumers of an application that lives in memory until nothing is left to do."""
+"""Runs the consumers of an application under test until nothing is left to do."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -12,22 +12,33 @@ from deimos_async.brokers.memory import MemoryBroker
 from deimos_async.errors import HandlerError
 from deimos_async.running import Running
 from deimos_async.service import Supervisor
+from deimos_async.testing.clock import MovableClock
 
 __all__ = ["run_consumers_until_idle"]
 
 _STOP_TIMEOUT = 5.0
 """Seconds that handlers have to end after another consumer has failed."""
+_LOOK_INTERVAL = 0.1
+"""Seconds after which a real cluster, which does not tell of its changes, is looked at again."""
 
 
 class _Consumers:
     """The consumers of one call, and when to look whether they are done."""
 
-    def __init__(self, running: Running, brokers: Sequence[MemoryBroker], flush: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, running: Running, clock: MovableClock | None, flush: Callable[[], Awaitable[None]], prefix: str
+    ) -> None:
         assert running.plan is not None
-        self._brokers = brokers
+        self._clock = clock
         self._flush = flush
+        self._prefix = prefix
+        self._tells_changes = all(isinstance(broker, MemoryBroker) for broker in running.brokers.values())
         self._supervisor = Supervisor(on_failure=lambda name, error: self._changed.set())
-        self._runners = [running.runner(_for_a_test(consumer)) for consumer in running.plan.consumers]
+        self._runners = [
+            running.runner(_for_a_test(consumer), stage)
+            for consumer in running.plan.consumers
+            for stage in range(len(consumer.retry_topics) + 1)
+        ]
         self._changed = asyncio.Event()
         for runner in self._runners:
             runner.on_change = self._changed.set
@@ -49,27 +60,28 @@ class _Consumers:
             self._changed.set()
 
     async def until_idle(self) -> None:
-        """Until everything was handled and committed, or a consumer has failed."""
+        """Until everything was handled and committed (or, without a clock, waits), or a consumer has failed."""
         while not self._supervisor.failures:
             self._changed.clear()
             await self._flush()
             for runner in self._runners:
                 await runner.commit()
-            if self._is_idle():
-                return
-            await self._changed.wait()
+            standings = {await runner.standing() for runner in self._runners}
+            # What has changed meanwhile may have been looked at too early.
+            if "busy" not in standings and not self._changed.is_set():
+                if "waiting" not in standings or self._clock is None:
+                    return
+                if self._clock.advance_to_next():
+                    continue
+            await self._wait()
 
-    def _is_idle(self) -> bool:
-        return not any(runner.status().in_flight for runner in self._runners) and not self._lag()
-
-    def _lag(self) -> dict[str, int]:
-        """Messages that are not committed yet, by consumer group; groups without any left out."""
-        lags: dict[str, int] = {}
-        for group in {runner.status().group for runner in self._runners}:
-            lag = sum(sum(broker.lag(group).values()) for broker in self._brokers)
-            if lag:
-                lags[group] = lag
-        return lags
+    async def _wait(self) -> None:
+        """Until something may have changed."""
+        try:
+            async with asyncio.timeout(None if self._tells_changes else _LOOK_INTERVAL):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
 
     async def stop(self) -> None:
         """Let running handlers end, commit, and raise what broke, if anything did."""
@@ -79,21 +91,28 @@ class _Consumers:
             return
         error = failures[0]
         if isinstance(error, HandlerError) and error.__cause__ is not None:
-            error.__cause__.add_note(str(error))
+            error.__cause__.add_note(self._shown(str(error)))
             error = error.__cause__
         for other in failures[1:]:
-            error.add_note(f"another consumer failed too: {other}")
+            error.add_note(self._shown(f"another consumer failed too: {other}"))
         raise error
 
     def what_is_left(self) -> str:
         """For the error of a time-out."""
-        parts = [f"group {group!r} has {lag} messages to go" for group, lag in sorted(self._lag().items())]
+        statuses = [runner.status() for runner in self._runners]
+        lags: dict[str, int] = {}
+        for status in statuses:
+            lags[status.group] = lags.get(status.group, 0) + status.lag
+        parts = [f"group {group!r} has {lag} messages to go" for group, lag in sorted(lags.items()) if lag]
         parts += [
             f"consumer {status.name!r} holds {status.in_flight} of topic {status.topic!r}"
-            for status in (runner.status() for runner in self._runners)
+            for status in statuses
             if status.in_flight
         ]
-        return "; ".join(parts) or "messages are produced on and on"
+        return self._shown("; ".join(parts)) or "messages are produced on and on"
+
+    def _shown(self, text: str) -> str:
+        return text.replace(self._prefix, "") if self._prefix else text
 
 
 def _for_a_test(consumer: PlannedConsumer) -> PlannedConsumer:
@@ -103,20 +122,29 @@ def _for_a_test(consumer: PlannedConsumer) -> PlannedConsumer:
     return replace(consumer, spec=replace(spec, start_from=start_from, max_wait=0.0))
 
 
-async def run_consumers_until_idle(running: Running, *, flush: Callable[[], Awaitable[None]], timeout: float) -> None:
+async def run_consumers_until_idle(
+    running: Running,
+    clock: MovableClock | None,
+    *,
+    flush: Callable[[], Awaitable[None]],
+    timeout: float,
+    prefix: str,
+) -> None:
     """Start every consumer, wait until all is handled and committed, also what they produce meanwhile, and stop them.
 
     Args:
-        running: A run whose brokers are in memory and whose consumers do not run.
+        running: A run whose consumers do not run.
+        clock: That of the run; moved on whenever everything that is left waits for it. None: that is idle, too.
         flush: Sends what is buffered.
         timeout: Seconds.
+        prefix: Left out of errors.
 
     Raises:
         TimeoutError: Something is left to do; says what. Handlers were cancelled, their messages are not committed.
         Exception: What a handler raised, where it stops its consumer; what was handled is committed.
     """
     brokers = [broker for broker in running.brokers.values() if isinstance(broker, MemoryBroker)]
-    consumers = _Consumers(running, brokers, flush)
+    consumers = _Consumers(running, clock, flush, prefix)
     left = ""
     deadline = asyncio.timeout(timeout)
     try:

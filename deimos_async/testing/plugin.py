@@ -10,8 +10,9 @@
         deimos.assert_sent("invoices", {"order_id": 1, "amount": 9.5}, key={"order_id": 1})
 
 Settings of a test: `@pytest.mark.deimos(settings={"consumers.reraise_errors": False})` for one test or class, the
-fixture `deimos_settings` (returning such a mapping) for a module or folder; the marker is above the fixture. Nothing of
-the library is imported until a fixture is used.
+fixture `deimos_settings` (returning such a mapping) for a module or folder; the marker is above the fixture.
+`--deimos-kafka host:port` and `--deimos-registry URL` run the same tests on a real broker and registry. Nothing of the
+library is imported until a fixture is used.
 """
 
 from __future__ import annotations
@@ -35,6 +36,22 @@ the fixture 'deimos' needs to know the application under test; write in conftest
         from shop.events import app      # wherever yours is
         return app
 """
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options of the plugin."""
+    group = parser.getgroup("deimos", "applications of deimos-async")
+    group.addoption(
+        "--deimos-kafka",
+        metavar="HOST:PORT",
+        help="run tests with the fixture 'deimos' on this Kafka instead of in memory; their topics and consumer groups "
+        "begin with a prefix of each test's own, and are deleted after it",
+    )
+    group.addoption(
+        "--deimos-registry",
+        metavar="URL",
+        help="have them use this schema registry instead of one in memory; subjects likewise",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -85,9 +102,15 @@ else:
     async def deimos(  # type: ignore[misc]  # the same fixture, where it can work
         request: pytest.FixtureRequest, deimos_app: Deimos, deimos_settings: Mapping[str, Any]
     ) -> AsyncIterator[DeimosHarness]:
-        """The application under test, running in memory: see `deimos_async.testing.DeimosHarness`."""
+        """The application under test, running: see `deimos_async.testing.DeimosHarness`."""
         # start-up time: the library is loaded with the first test that uses it
         from deimos_async.testing.harness import DeimosHarness
 
-        async with DeimosHarness.running(deimos_app, deimos_settings, *_marked_settings(request)) as harness:
+        async with DeimosHarness.running(
+            deimos_app,
+            deimos_settings,
+            *_marked_settings(request),
+            kafka=request.config.getoption("--deimos-kafka"),
+            registry=request.config.getoption("--deimos-registry"),
+        ) as harness:
             yield harness

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from deimos_async.brokers.protocol import BrokerProducer
+from deimos_async.consuming.dead_letters import HEADER_PREFIX, RETRY_PREFIX
 from deimos_async.errors import DeimosError, DeliveryError
-from deimos_async.message import Delivery, Headers
+from deimos_async.message import Delivery, Headers, OutboundRecord
 from deimos_async.producing.outlet import Outgoing, ProducerBackend
 from deimos_async.testing.matching import differences
 
-__all__ = ["Recorder", "SentHeaders", "SentMessage", "header_values"]
+if TYPE_CHECKING:  # start-up time: the codec's module loads schema libraries
+    from deimos_async.schemas.codec import TopicCodec
+
+__all__ = ["LetterRecorder", "Recorder", "SentHeaders", "SentMessage", "header_values"]
+
+_NAMING = frozenset(prefix + name for prefix in (HEADER_PREFIX, RETRY_PREFIX) for name in ("topic", "group"))
+"""Headers that hold a name in Kafka."""
 
 
 class SentHeaders(Headers):
@@ -47,8 +56,9 @@ class SentMessage:
     """A message that the application has sent, decoded from its bytes.
 
     Attributes:
-        topic: As declared, without the prefix.
-        payload: None for a tombstone.
+        topic: As declared, without the prefix; for a dead-letter or retry topic that is not declared, the name that
+            belongs to the declared topic's.
+        payload: None for a tombstone. Bytes where it cannot be decoded, in a dead letter; the key likewise.
         key: As a handler would get it.
         partition_key: The one that was given, else the key as text; None where the key is neither text nor number.
         headers: Comparable with a mapping.
@@ -101,20 +111,80 @@ class Recorder:
         return deliveries if self._tells else None
 
 
-async def _decoded(message: Outgoing) -> SentMessage:
-    record, codec = message.record, message.outlet.codec
-    key = await codec.decode_key(record.key)
+class LetterRecorder:
+    """A broker's producer that keeps the dead letters and retried messages that consumers send through it.
 
+    Args:
+        through: Where they go.
+        sent: Where they are kept, shared with the recorders of a test.
+        find: Name to show and codec to read with, for a topic's name in Kafka.
+        prefix: Left out where a header of ours holds a name in Kafka.
+    """
+
+    def __init__(
+        self,
+        through: BrokerProducer,
+        sent: list[SentMessage],
+        find: Callable[[str], tuple[str, TopicCodec]],
+        prefix: str,
+    ) -> None:
+        self._through = through
+        self._sent = sent
+        self._find = find
+        self._prefix = prefix
+        self.start = through.start
+        self.stop = through.stop
+
+    async def send(self, records: Sequence[OutboundRecord]) -> list[Delivery]:
+        """See `BrokerProducer.send`."""
+        decoded = [await self._decoded(record) for record in records]
+        try:
+            deliveries = await self._through.send(records)
+        except DeliveryError as error:
+            self._sent += [one for one, delivery in zip(decoded, error.deliveries, strict=False) if delivery]
+            raise
+        self._sent += decoded
+        return deliveries
+
+    async def _decoded(self, record: OutboundRecord) -> SentMessage:
+        topic, codec = self._find(record.topic)
+        payload, key = record.value, record.key
+        with suppress(DeimosError):
+            payload = await codec.decode_payload(record.value)
+        with suppress(DeimosError):
+            key = await codec.decode_key(record.key)
+        with suppress(DeimosError):
+            await codec.prepare()  # for `key_as_read`; a topic that is only read was not prepared
+        return SentMessage(
+            topic=topic,
+            payload=payload,
+            key=key,
+            partition_key=_partition_key(None, key),
+            headers=SentHeaders([(name, self._shown(name, value)) for name, value in record.headers]),
+            _key_as_read=_key_reader(codec),
+        )
+
+    def _shown(self, name: str, value: bytes | None) -> bytes | None:
+        return value.removeprefix(self._prefix.encode()) if value is not None and name in _NAMING else value
+
+
+def _key_reader(codec: TopicCodec) -> Callable[[Any], Any]:
     def key_as_read(given: Any) -> Any:
         return None if given is None else codec.key_decoder(codec.encode_key_now(given))
 
+    return key_as_read
+
+
+async def _decoded(message: Outgoing) -> SentMessage:
+    record, codec = message.record, message.outlet.codec
+    key = await codec.decode_key(record.key)
     return SentMessage(
         topic=message.topic,
         payload=await codec.decode_payload(record.value),
         key=key,
         partition_key=_partition_key(message.partition_key, key),
         headers=SentHeaders(list(record.headers)),
-        _key_as_read=key_as_read,
+        _key_as_read=_key_reader(codec),
     )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import urllib.request
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
 
 pytest_plugins = ["pytester"]
 
@@ -24,7 +27,7 @@ _SCHEMAS = {
 }
 
 _EVENTS = """
-from deimos_async import Deimos, Key, Message
+from deimos_async import Deimos, Key, Message, OnError
 
 app = Deimos()
 
@@ -39,6 +42,16 @@ async def bill(message: Message) -> None:
         raise ValueError("negative total")
     await to_invoices.produce({"order_id": message.payload["order_id"], "amount": message.payload["total"]},
                               key={"order_id": message.key})
+
+refunds = app.topic("refunds", schema="com.acme.Invoice", key=Key.field("order_id"), partitions=3)
+to_refunds = app.producer(refunds)
+tries = []
+
+@app.consumer(refunds, group="billing", on_error=OnError(attempts=1, retry_topics=(3600, 86400)))
+async def refund(message: Message) -> None:
+    tries.append(message.key)
+    if len(tries) < 3:
+        raise ValueError("the bank is closed")
 
 @app.consumer(orders, group="statistics", batch=True, max_batch=1000, max_wait=0.2)
 async def count(messages: list[Message]) -> None:
@@ -76,38 +89,121 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
     return pytester
 
 
+_EXAMPLES = """
+import pytest
+from shop.events import app, bill, count, to_orders, to_refunds, tries
+
+@pytest.fixture(autouse=True)
+def prefix(deimos):
+    with open("prefixes.txt", "a") as file:
+        print(app.settings.producers.topic_prefix, file=file)
+
+async def test_bill(deimos):
+    await deimos.consume_message(bill, {"order_id": 1, "total": 9.5}, key=1)
+    deimos.assert_sent("invoices", {"order_id": 1, "amount": 9.5}, key={"order_id": 1})
+
+async def test_count(deimos):
+    await deimos.consume_batch(count, [{"order_id": 1, "total": 9.5}], keys=[1])
+    deimos.assert_not_sent("invoices")
+
+async def test_shop(deimos):
+    await to_orders.produce({"order_id": 2, "total": 1})
+    await deimos.run_until_idle()
+    deimos.assert_sent("invoices", {"order_id": 2, "amount": 1.0})
+    assert len(deimos.sent_messages()) == 2
+    await to_orders.produce({"order_id": 3, "total": 1}, backend="kafka_async")
+    await deimos.run_until_idle()
+    await deimos.run_until_idle()
+    assert [message.key for message in deimos.sent_messages("invoices")] == [{"order_id": 2}, {"order_id": 3}]
+
+async def test_mocks(deimos):
+    with deimos.mock_backends():
+        await deimos.consume_message(bill, {"order_id": 3, "total": 1})
+        await to_orders.produce({"order_id": 4, "total": 1})
+        await deimos.run_until_idle()
+    deimos.assert_sent_including("invoices", {"order_id": 3})
+    deimos.assert_sent_including("invoices", {"order_id": 4})
+
+async def test_error(deimos):
+    await to_orders.produce({"order_id": 1, "total": -1})
+    with pytest.raises(ValueError, match="negative total") as caught:
+        await deimos.run_until_idle()
+    assert "stopped at orders[0]@0" in caught.value.__notes__[0]
+
+@pytest.mark.deimos(settings={"consumers.reraise_errors": False, "consumers.on_error.backoff_initial": 30.0})
+async def test_letter(deimos):
+    await to_orders.produce({"order_id": 1, "total": -1})
+    await deimos.run_until_idle(timeout=25)
+    deimos.assert_sent("orders-dlt", {"order_id": 1, "total": -1.0}, key=1, headers={})
+    deimos.assert_sent("orders-dlt", {"order_id": 1, "total": -1.0}, headers={
+        "deimos-dlq-topic": "orders", "deimos-dlq-group": "billing", "deimos-dlq-attempts": "3"})
+
+@pytest.mark.deimos(settings={"consumers.reraise_errors": False})
+async def test_retries(deimos):
+    tries.clear()
+    await to_refunds.produce({"order_id": 7, "amount": 1})
+    await deimos.run_until_idle(advance=False)
+    deimos.assert_sent("refunds-retry-1", {"order_id": 7, "amount": 1.0}, key=7)
+    assert tries == [7]
+    deimos.advance(3601)
+    await deimos.run_until_idle(advance=False)
+    deimos.assert_sent("refunds-retry-2", {"order_id": 7, "amount": 1.0}, headers={"deimos-retry-topic": "refunds",
+                       "deimos-retry-attempts": "2"})
+    await deimos.run_until_idle(timeout=25)
+    assert tries == [7, 7, 7]
+    deimos.assert_not_sent("refunds-dlt")
+"""
+
+
 def run(project: pytest.Pytester, test: str, *arguments: str) -> pytest.RunResult:
     project.makepyfile(test_shop=test)
     return project.runpytest_subprocess("-p", "no:cacheprovider", *arguments, timeout=120)
 
 
 def test_example_of_the_documentation_passes_and_tests_share_nothing(project: pytest.Pytester) -> None:
-    result = run(
-        project,
-        """
-        from shop.events import bill, count, to_orders
+    run(project, _EXAMPLES).assert_outcomes(passed=7)
 
-        async def test_bill(deimos):
-            await deimos.consume_message(bill, {"order_id": 1, "total": 9.5}, key=1)
-            deimos.assert_sent("invoices", {"order_id": 1, "amount": 9.5}, key={"order_id": 1})
 
-        async def test_count(deimos):
-            await deimos.consume_batch(count, [{"order_id": 1, "total": 9.5}], keys=[1])
-            deimos.assert_not_sent("invoices")
+async def test_same_tests_pass_on_kafka_and_leave_nothing_there(project: pytest.Pytester, kafka_bootstrap: str) -> None:
+    result = await asyncio.to_thread(run, project, _EXAMPLES, "--deimos-kafka", kafka_bootstrap)
+    result.assert_outcomes(passed=7)
+    assert len(_prefixes(project)) == 7
+    assert await _left(kafka_bootstrap, _prefixes(project)) == []
 
-        async def test_shop(deimos):
-            await to_orders.produce({"order_id": 2, "total": 1})
-            await deimos.run_until_idle()
-            deimos.assert_sent("invoices", {"order_id": 2, "amount": 1.0})
-            assert len(deimos.sent_messages()) == 2
 
-        async def test_mocks(deimos):
-            with deimos.mock_backends():
-                await deimos.consume_message(bill, {"order_id": 3, "total": 1})
-            deimos.assert_sent_including("invoices", {"order_id": 3})
-        """,
+def _prefixes(project: pytest.Pytester) -> tuple[str, ...]:
+    """What names of topics, groups and subjects began with, a different word in each test."""
+    return tuple(set((project.path / "prefixes.txt").read_text().split()))
+
+
+async def test_same_tests_pass_with_a_registry_and_leave_nothing_there(
+    project: pytest.Pytester, kafka_bootstrap: str, registry_url: str
+) -> None:
+    result = await asyncio.to_thread(
+        run, project, _EXAMPLES, "--deimos-kafka", kafka_bootstrap, "--deimos-registry", registry_url
     )
-    result.assert_outcomes(passed=4)
+    result.assert_outcomes(passed=7)
+    assert await _left(kafka_bootstrap, _prefixes(project)) == []
+    with urllib.request.urlopen(f"{registry_url}/subjects?deleted=true") as answer:
+        assert [subject for subject in json.load(answer) if subject.startswith(_prefixes(project))] == []
+
+
+async def _left(bootstrap: str, prefixes: tuple[str, ...]) -> list[str]:
+    """Topics and groups on a broker whose names begin so."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        names = await admin.list_topics() + [group for group, _ in await admin.list_consumer_groups()]
+    finally:
+        await admin.close()
+    return sorted(name for name in names if name.startswith(prefixes))
+
+
+@pytest.mark.parametrize("arguments", [("--deimos-kafka", "nowhere"), ("--deimos-registry", "nowhere")])
+def test_address_that_is_none_is_told(project: pytest.Pytester, arguments: tuple[str, str]) -> None:
+    result = run(project, "async def test_it(deimos): pass", *arguments)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*ConfigurationError: *"])
 
 
 def test_failed_assertion_shows_closest_message_and_hides_the_library(project: pytest.Pytester) -> None:

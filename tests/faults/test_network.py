@@ -51,7 +51,8 @@ async def test_network_fault_loses_nothing_and_members_go_on_by_themselves(
 async def test_sigterm_with_unreachable_brokers_ends_within_its_deadline(
     fault_kafka: ProxiedKafka, proxy: TcpProxy, unique_name: str, kind: str
 ) -> None:
-    async with Trial(f"SIGTERM with brokers {kind}", fault_kafka, unique_name, environment=REQUEST_TIMEOUT) as trial:
+    environment = {"DEIMOS_KAFKA__REQUEST_TIMEOUT": "2"}
+    async with Trial(f"SIGTERM with brokers {kind}", fault_kafka, unique_name, environment=environment) as trial:
         trial.writer.start()
         members = await trial.join(2)
         async with trial.fault(kind):

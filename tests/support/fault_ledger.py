@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -102,8 +102,8 @@ class Ledger:
     groups: Sequence[str]
     partitions: int
     lines: list[Line] = field(default_factory=list)
-    letters: dict[str, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
-    """(partition, offset) of what each group has put aside."""
+    letters: dict[str, dict[tuple[int, int], int]] = field(default_factory=lambda: defaultdict(dict))
+    """What each group has put aside: (partition, offset) -> when its letter was last seen, in nanoseconds."""
     acknowledged: dict[tuple[int, int], tuple[str, int]] = field(default_factory=dict)
     """(partition, offset) -> (key, number) of what the broker has acknowledged to the writer."""
     faults: list[Fault] = field(default_factory=list)
@@ -119,7 +119,7 @@ class Ledger:
         self._done(line.group, line.partition, line.offset)
 
     def put_aside(self, group: str, partition: int, offset: int) -> None:
-        self.letters[group].append((partition, offset))
+        self.letters[group][partition, offset] = time.monotonic_ns()
         self._done(group, partition, offset)
 
     def _done(self, group: str, partition: int, offset: int) -> None:
@@ -166,7 +166,7 @@ def problems(ledger: Ledger, *, fails: bool) -> list[str]:
     for group in ledger.groups:
         lines = sorted((line for line in ledger.lines if line.group == group), key=lambda line: line.at)
         places = {(line.partition, line.offset) for line in lines}
-        letters = set(ledger.letters[group])
+        letters = ledger.letters[group].keys()
         found += _say(group, "lost", ledger.acknowledged.keys() - places - letters)
         found += _say(group, "put aside though they were good", letters - poison)
         found += _say(group, "not put aside though they always fail", poison - letters)
@@ -181,11 +181,14 @@ def problems(ledger: Ledger, *, fails: bool) -> list[str]:
             ],
         )
         found += _say(group, "handled before an earlier one", out_of_order(lines, by_key=group == "key"))
-        found += _say(group, "handled again without a reason", unexplained(lines, ledger.faults))
+        again = unexplained(lines, ledger.faults)
+        if group == "key" and fails:
+            again = not_held_back(again, lines, ledger)
+        found += _say(group, "handled again without a reason", [(line.partition, line.offset) for _, line in again])
     return found
 
 
-def _say(group: str, what: str, places: Sequence[tuple[int, int]] | set[tuple[int, int]]) -> list[str]:
+def _say(group: str, what: str, places: Collection[tuple[int, int]]) -> list[str]:
     shown = ", ".join(f"[{partition}]@{offset}" for partition, offset in sorted(places)[:10])
     return [f"group {group!r}: {len(places)} messages {what}: {shown}"] if places else []
 
@@ -216,8 +219,8 @@ def duplicates(lines: Sequence[Line]) -> int:
     return sum(count - 1 for count in Counter((line.group, line.partition, line.offset) for line in lines).values())
 
 
-def unexplained(lines: Sequence[Line], faults: Sequence[Fault]) -> list[tuple[int, int]]:
-    """Messages that were handled again although no fault came between that explains it.
+def unexplained(lines: Sequence[Line], faults: Sequence[Fault]) -> list[tuple[Line, Line]]:
+    """Messages that were handled again although no fault came between that explains it: before, and again.
 
     Args:
         lines: Of one group, in the order of time.
@@ -228,6 +231,29 @@ def unexplained(lines: Sequence[Line], faults: Sequence[Fault]) -> list[tuple[in
         place = (line.partition, line.offset)
         before = previous.get(place)
         if before is not None and not any(fault.explains(before, line) for fault in faults):
-            found.append(place)
+            found.append((before, line))
         previous[place] = line
     return found
+
+
+def not_held_back(again: Sequence[tuple[Line, Line]], lines: Sequence[Line], ledger: Ledger) -> list[tuple[Line, Line]]:
+    """Those that could have been committed before they were handled again.
+
+    With order by key others go on while a message waits for its next attempt. If its partition is given up meanwhile,
+    nothing above it can be committed.
+
+    Args:
+        lines: All of the group.
+    """
+    failing: dict[tuple[int, int], int] = dict(ledger.letters["key"])
+    for line in lines:
+        if fate(line.key, line.number) == "flaky":
+            failing[line.partition, line.offset] = line.at
+    return [
+        (before, line)
+        for before, line in again
+        if not any(
+            partition == line.partition and offset < line.offset and until > before.at
+            for (partition, offset), until in failing.items()
+        )
+    ]

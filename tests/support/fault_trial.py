@@ -125,6 +125,7 @@ class Trial:
         encode: Bytes of a message.
         fails: Whether handlers fail as `fate` says.
         may_lose: The members are not ours: offsets are taken as they come, and losses are counted.
+        backlog: How many messages the writer is ahead.
     """
 
     def __init__(
@@ -139,6 +140,7 @@ class Trial:
         encode: Encode = encode_plain,
         fails: bool = True,
         may_lose: bool = False,
+        backlog: int = BACKLOG,
     ) -> None:
         self.name = name
         self.random = random.Random(f"{SEED} {name}")
@@ -149,6 +151,7 @@ class Trial:
         self.end_seconds: list[float] = []
         self._kafka, self._fails, self._may_lose = kafka, fails, may_lose
         self._command = list(command or member_command())
+        self._backlog = backlog
         self._began = time.monotonic()
         self._changed = asyncio.Event()
         self._stack = AsyncExitStack()
@@ -174,7 +177,7 @@ class Trial:
         self._stack.push_async_callback(self.offsets.stop)
         reader = LetterReader(direct, letters, self._letter_arrived)
         self._stack.push_async_callback(reader.stop)
-        self.writer = Writer(direct, self.topic, self.ledger, backlog=BACKLOG, encode=self._encode)
+        self.writer = Writer(direct, self.topic, self.ledger, backlog=self._backlog, encode=self._encode)
         self._stack.push_async_callback(self.writer.finish)
         return self
 

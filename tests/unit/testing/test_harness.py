@@ -14,8 +14,10 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from deimos_async import Consumer, DeadLetter, Deimos, Key, Message, OnError, Producer, Router, Skip
+from deimos_async import Backoff, Consumer, DeadLetter, Deimos, Key, Message, OnError, Producer, Retry, Router, Skip
+from deimos_async.brokers.protocol import ProducerOptions
 from deimos_async.errors import ConfigurationError, DecodeError, EncodeError, LifecycleError, NotRunningError
+from deimos_async.message import OutboundRecord
 from deimos_async.testing import DeimosHarness
 
 ORDER = {
@@ -357,7 +359,7 @@ async def test_failed_assertion_explains_itself(shop: Shop, deimos: DeimosHarnes
         deimos.assert_not_sent("orders")
 
 
-@pytest.mark.parametrize("topic", ["invoice", "orders-dlt"])
+@pytest.mark.parametrize("topic", ["invoice", "invoices-dlt", "orders-retry-1"])
 async def test_unknown_topic_is_an_error_and_not_a_message_that_was_not_sent(deimos: DeimosHarness, topic: str) -> None:
     for ask in (deimos.sent_messages, deimos.assert_not_sent):
         with pytest.raises(ConfigurationError, match=f"topic '{topic}' is not declared"):
@@ -523,7 +525,11 @@ async def test_with_reraise_off_errors_go_the_way_of_the_policy(make: Callable[.
         await deimos.run_until_idle()
         assert sorted(tried) == [b"bad", b"bad", b"skip"]
         assert dead == [(b"bad", b"2")]
-        assert [message.payload for message in deimos.sent_messages()] == [b"bad", b"skip"]
+        assert [(message.topic, message.payload) for message in deimos.sent_messages()] == [
+            ("notes", b"bad"),
+            ("notes", b"skip"),
+            ("notes-dlt", b"bad"),
+        ]
 
 
 async def test_work_that_does_not_end_is_a_timeout_that_says_what_is_left(make: Callable[..., Deimos]) -> None:
@@ -584,6 +590,169 @@ async def test_without_consumers_there_is_nothing_to_wait_for(make: Callable[...
         await to_notes.produce("x")
         await deimos.run_until_idle()
         deimos.assert_sent("notes", "x")
+
+
+# --- dead letters, retries, time -------------------------------------------------------------------------------
+
+QUIET = {"consumers.reraise_errors": False}
+SLOW = OnError(attempts=2, backoff=Backoff(initial=3600, maximum=3600), retry_topics=(7200, 86400))
+
+
+class Failing:
+    """A consumer of orders whose handler raises for as long as the test wants."""
+
+    def __init__(self, app: Deimos, **options: Any) -> None:
+        orders = app.topic("orders", schema="com.acme.Order", key=Key.field("order_id"))
+        self.to_orders = app.producer(orders)
+        self.tries: list[tuple[str, int]] = []
+        self.errors: list[BaseException] = []
+
+        @app.consumer(orders, group="g", **options)
+        async def fail(message: Message) -> None:
+            self.tries.append((message.topic, message.key))
+            if self.errors:
+                raise self.errors.pop(0)
+
+        self.fail = fail
+
+
+async def test_dead_letter_of_an_undeclared_topic_is_decoded_by_its_source(make: Callable[..., Deimos]) -> None:
+    app = make({"producers.topic_prefix": "shop-"})
+    failing = Failing(app)
+    async with DeimosHarness.running(app, QUIET) as deimos:
+        failing.errors = [DeadLetter("no such country")]
+        await failing.to_orders.produce({"order_id": 7, "total": 1}, headers={"origin": "web"})
+        deimos.assert_not_sent("orders-dlt")
+        await deimos.run_until_idle()
+        letter = deimos.assert_sent(
+            "orders-dlt", Order(7, 1.0), key={"order_id": 7}, partition_key="7", headers={"origin": "web"}
+        )
+        assert deimos.sent_messages("orders-dlt") == [letter]
+        assert deimos.sent_messages()[-1] is letter
+        assert (letter.topic, letter.key) == ("orders-dlt", 7)
+        deimos.assert_sent("orders-dlt", ANY, headers={"origin": "web", "deimos-dlq-error-message": "no such country"})
+        deimos.assert_not_sent("orders-dlt", headers={"origin": "web", "deimos-dlq-attempts": "9"})
+        deimos.assert_not_sent("orders-dlt", headers={})
+        with pytest.raises(AssertionError, match=r"sent to other topics: 'orders-dlt' \(1\)"):
+            deimos.assert_sent("orders", None)
+        with pytest.raises(ConfigurationError, match="topic 'order-dlt' is not declared; did you mean 'orders-dlt'"):
+            deimos.assert_not_sent("order-dlt")
+
+
+async def test_letter_that_cannot_be_decoded_is_shown_as_bytes(make: Callable[..., Deimos]) -> None:
+    app = make()
+    failing = Failing(app)
+    async with DeimosHarness.running(app, QUIET) as deimos:
+        foreign = deimos._running.brokers["default"].producer(ProducerOptions())
+        await foreign.start()
+        await foreign.send([OutboundRecord("orders", key=b"\xff", value=b"\xfe", headers=[("origin", b"web")])])
+        await deimos.run_until_idle()
+        deimos.assert_sent("orders-dlt", b"\xfe", key=b"\xff", headers={"origin": "web"})
+        deimos.assert_sent("orders-dlt", ANY, headers={"origin": "web", "deimos-dlq-attempts": "0"})
+    assert failing.tries == []
+
+
+async def test_attempts_and_retry_topics_with_long_delays_run_at_once(make: Callable[..., Deimos]) -> None:
+    app = make()
+    failing = Failing(app, on_error=SLOW)
+    failing.errors = [RuntimeError("no")] * 4
+    async with DeimosHarness.running(app, QUIET) as deimos:
+        await failing.to_orders.produce({"order_id": 7, "total": 1})
+        await deimos.run_until_idle()
+        assert failing.tries == [("orders", 7), ("orders", 7), ("orders-retry-1", 7), ("orders-retry-2", 7)]
+        (letter,) = deimos.sent_messages("orders-dlt")
+        assert [message.topic for message in deimos.sent_messages()] == [
+            "orders",
+            "orders-retry-1",
+            "orders-retry-2",
+            "orders-dlt",
+        ]
+        deimos.assert_sent("orders-retry-1", Order(7, 1.0), key=7, headers={})
+        assert dict(letter.headers)["deimos-dlq-attempts"] == b"4"
+
+
+async def test_retries_that_handlers_ask_for_do_not_wait_either(make: Callable[..., Deimos]) -> None:
+    app = make()
+    failing = Failing(app, on_error=OnError(attempts=3), ordering="key", concurrency=4)
+    failing.errors = [Retry(after=3600), Retry(after=60), Retry(after=7200)]
+    async with DeimosHarness.running(app, QUIET) as deimos:
+        for number in range(3):
+            await failing.to_orders.produce({"order_id": number, "total": 1})
+        await deimos.run_until_idle()
+        assert sorted(failing.tries) == [("orders", number) for number in (0, 0, 1, 1, 2, 2)]
+        assert failing.tries[3] == failing.tries[1]  # the one that was due first
+        deimos.assert_not_sent("orders-dlt")
+
+
+async def test_without_moving_time_on_a_run_ends_before_what_is_not_due(make: Callable[..., Deimos]) -> None:
+    app = make()
+    failing = Failing(app, on_error=OnError(attempts=1, retry_topics=(3600,)))
+    failing.errors = [RuntimeError("no")]
+    async with DeimosHarness.running(app, QUIET) as deimos:
+        await failing.to_orders.produce({"order_id": 7, "total": 1})
+        await deimos.run_until_idle(advance=False)
+        deimos.assert_sent_including("orders-retry-1", {"order_id": 7})
+        deimos.advance(3500)
+        await deimos.run_until_idle(advance=False)
+        assert failing.tries == [("orders", 7)]
+        deimos.advance(101)
+        await deimos.run_until_idle(advance=False)
+        assert failing.tries == [("orders", 7), ("orders-retry-1", 7)]
+        deimos.assert_not_sent("orders-dlt")
+
+
+async def test_time_moved_on_within_a_run_wakes_what_waits(make: Callable[..., Deimos]) -> None:
+    app = make()
+    failing = Failing(app, on_error=OnError(attempts=2, backoff=Backoff(initial=3600, maximum=3600)), ordering="key")
+    failing.errors = [RuntimeError("no")]
+    late = app.topic("late", key=Key.none())
+    to_late = app.producer(late)
+    harness: list[DeimosHarness] = []
+    again = asyncio.Event()
+
+    @app.consumer(late, group="g")
+    async def move(message: Message) -> None:
+        # it is busy until the other consumer has had its second attempt: nobody moves time on by itself
+        while len(failing.tries) < 2:
+            harness[0].advance(3600)
+            await asyncio.sleep(0)
+        again.set()
+
+    async with DeimosHarness.running(app, QUIET) as deimos:
+        harness.append(deimos)
+        await failing.to_orders.produce({"order_id": 7, "total": 1})
+        await to_late.produce("x")
+        await deimos.run_until_idle()
+    assert again.is_set()
+    assert failing.tries == [("orders", 7)] * 2
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf")])
+async def test_time_does_not_go_back(deimos: DeimosHarness, seconds: float) -> None:
+    with pytest.raises(ValueError, match="time goes forward"):
+        deimos.advance(seconds)
+
+
+async def test_one_attempt_never_sends_a_dead_letter(make: Callable[..., Deimos]) -> None:
+    app = make()
+    failing = Failing(app, on_error=OnError(attempts=1, retry_topics=(1,)))
+    failing.errors = [DeadLetter("no")]
+    async with DeimosHarness.running(app, QUIET) as deimos:
+        await deimos.consume_message(failing.fail, {"order_id": 7, "total": 1})
+        deimos.assert_not_sent("orders-dlt")
+        deimos.assert_not_sent("orders-retry-1")
+    assert failing.errors == []
+
+
+async def test_wait_for_the_surroundings_ends_with_the_time_of_the_call(make: Callable[..., Deimos]) -> None:
+    app = make()
+    failing = Failing(app, on_error=OnError(wait_on=(KeyError,)))
+    failing.errors = [KeyError()] * 100_000
+    async with DeimosHarness.running(app, QUIET) as deimos:
+        await failing.to_orders.produce({"order_id": 7, "total": 1})
+        with pytest.raises(TimeoutError, match="'g' has 1 messages to go; consumer 'fail' holds 1 of topic 'orders'"):
+            await deimos.run_until_idle(timeout=0.3)
+    assert len(failing.tries) > 1
 
 
 # --- the application and its surroundings ----------------------------------------------------------------------
