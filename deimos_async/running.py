@@ -421,6 +421,7 @@ class Running:
             ordering=spec.ordering,
             delivery=spec.delivery,
             max_buffered=settings.consumers.max_buffered,
+            max_buffered_bytes=settings.consumers.max_buffered_bytes,
             call=build_call(
                 consumer.handler,
                 open_session=None if database is None else database.session,

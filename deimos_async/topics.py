@@ -115,7 +115,7 @@ KeyConfig: TypeAlias = NoKey | PlainKey | FieldKey | SchemaKey
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Waiting times between attempts: `initial` seconds, doubled each time up to `maximum`, with full jitter below."""
+    """Waiting times between attempts: `initial` seconds, doubled each time up to `maximum`; half of it is drawn."""
 
     initial: float = 0.1
     maximum: float = 30.0

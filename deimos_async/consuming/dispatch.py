@@ -96,6 +96,7 @@ class Work:
     ordering: Ordering
     delivery: Delivering
     max_buffered: int
+    max_buffered_bytes: int
     call: Call
     decoding: Decoding
     policy: OnError

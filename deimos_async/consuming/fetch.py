@@ -55,6 +55,7 @@ class Fetcher:
                     continue
                 if dispatcher.work.delivery == "at_most_once" and not await self._commit_ahead(partition, records):
                     continue
+                partition.record_bytes = _largest(records)
                 dispatcher.add(partition, records)
             self.is_handing_over = False
             self.adjust_pauses()
@@ -72,9 +73,11 @@ class Fetcher:
         if not partitions:
             return
         work = self._dispatcher.work
-        most = max(work.max_buffered // len(partitions), work.max_batch if work.batch else 1, 1)
+        share = max(work.max_buffered // len(partitions), work.max_batch if work.batch else 1, 1)
+        share_bytes = work.max_buffered_bytes // len(partitions)
         full, roomy = [], []
         for id, partition in partitions.items():
+            most = min(share, max(1, share_bytes // partition.record_bytes))
             if partition.paused:
                 if partition.buffered * 2 <= most and partition.span * 2 <= most * _SPAN:
                     partition.paused = False
@@ -86,3 +89,9 @@ class Fetcher:
             self._consumer.pause(full)
         if roomy:
             self._consumer.resume(roomy)
+
+
+def _largest(records: Sequence[InboundRecord]) -> int:
+    """Bytes of the largest of a few records (at most eight), which stand for the others of the fetch."""
+    step = len(records) // 8 + 1
+    return max(1, max(len(record.value or b"") + len(record.key or b"") for record in records[::step]))

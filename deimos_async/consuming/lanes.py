@@ -97,6 +97,7 @@ class Partition:
         buffered: Records in hand whose handling has not ended.
         busy: Lanes at which a worker is.
         paused: Fetching is paused for backpressure.
+        record_bytes: Size of a large record of the last fetch.
         position: Next offset that the group should read after a restart; None until something has ended.
         committed: Last position that was committed, or None.
         first: Offset of the first record that came in this assignment, or None.
@@ -122,6 +123,7 @@ class Partition:
         "passed_over",
         "paused",
         "position",
+        "record_bytes",
     )
 
     def __init__(self, id: TopicPartition, ordering: Ordering) -> None:
@@ -134,6 +136,7 @@ class Partition:
         self._closes_gaps = False
         self.draining = False
         self.paused = False
+        self.record_bytes = 1
         self.committed: int | None = None
         self.first: int | None = None
         self.arrivals = Arrivals()

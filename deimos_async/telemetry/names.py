@@ -134,8 +134,8 @@ METRICS: Mapping[str, Metric] = {
         Metric(REBALANCES, "counter", "{rebalance}", "Assignments received from the group.", _CONSUMER),
         Metric(
             DECODE_TIME, "histogram", "s",
-            "Time to decode one message with its key, of the first one of a slice, or the mean of a batch. At most 100 observations a "
-            "second of each consumer.",
+            "Time to decode one message with its key, of the first one of a slice, or the mean of a batch. "
+            "At most 100 observations a second of each consumer.",
             _CONSUMER,
         ),
         Metric(

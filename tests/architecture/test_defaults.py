@@ -65,6 +65,7 @@ DEFAULTS: dict[str, Any] = {
     "consumers.shutdown_timeout": 30.0,
     "consumers.commit_interval": 1.0,
     "consumers.max_records": 500,
+    "consumers.max_buffered_bytes": 67108864,
     "consumers.max_buffered": 2000,
     "consumers.fetch_max_bytes": 16777216,
     "consumers.max_partition_fetch_bytes": 1048576,

@@ -91,6 +91,7 @@ class Trial:
             "ordering": "partition",
             "delivery": "at_least_once",
             "max_buffered": 1000,
+            "max_buffered_bytes": 10**9,
             "call": call,
             "decoding": self.decoding,
             "policy": QUICK,

@@ -55,6 +55,7 @@ async def working(call: Callable[[Any], Any], *, concurrency: int) -> AsyncItera
         ordering="key",
         delivery="at_least_once",
         max_buffered=1000,
+        max_buffered_bytes=10**9,
         call=call,
         decoding=Decoding(),
         policy=OnError(attempts=2, backoff=Backoff(1000.0, 1000.0)),

@@ -77,6 +77,7 @@ class Trial:
             "ordering": "partition",
             "delivery": "at_least_once",
             "max_buffered": 1000,
+            "max_buffered_bytes": 10**9,
             "call": call,
             "decoding": Decoding(),
             "policy": OnError(attempts=2, backoff=Backoff(0.001, 0.002)),
