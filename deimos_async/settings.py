@@ -219,7 +219,7 @@ class ConsumersSettings(_Group):
     max_records: Count = 500
     """Most records taken from the client at once."""
     max_buffered_bytes: Count = 67108864
-    """Most bytes of one consumer that wait for a handler, judged by a sample of each fetch; fetching pauses above it."""
+    """Most bytes of one consumer that wait for a handler, by a sample of each fetch; fetching pauses above it."""
     max_buffered: Count = 2000
     """Most records of one consumer that wait for a handler; fetching pauses above it."""
     fetch_max_bytes: Count = 16777216

@@ -121,7 +121,7 @@ async def test_failure_is_seen_without_what_was_in_the_message(make_app: App, pr
         await app.wait_failed()
         live, ready = await http.get("/livez"), await http.get("/readyz")
     assert (live.status_code, ready.status_code) == (503, 503)
-    assert live.json()["problems"] == ["consumer handle events has failed: HandlerError caused by ValueError"]
+    assert live.json()["problems"] == ["consumer handle events g has failed: HandlerError caused by ValueError"]
     assert "4111" not in live.text
 
 
