@@ -125,7 +125,7 @@ async def produce_ours(topic: str, count: int, *, schema: bool) -> dict[str, flo
         return clock.stop()
 
 
-async def codec_ours(count: int, *, decode: bool) -> dict[str, float]:
+async def codec_ours(count: int, *, decode: bool, coerce: bool = False) -> dict[str, float]:
     from deimos_async.schemas.avro import avro_schema_registry
 
     compiled = avro_schema_registry.compile(SCHEMA)
@@ -140,7 +140,7 @@ async def codec_ours(count: int, *, decode: bool) -> dict[str, float]:
         return clock.stop()
     clock.start()
     for _ in range(count):
-        b"\0\0\0\0\1" + compiled.encode(compiled.coerce(payload))
+        b"\0\0\0\0\1" + compiled.encode(compiled.coerce(payload) if coerce else payload)
     return clock.stop()
 
 
@@ -256,6 +256,7 @@ async def fill(topic: str, count: int, *, schema: bool) -> dict[str, float]:
 
 
 CASES: dict[str, Callable[[str, int], Awaitable[dict[str, float]]]] = {
+    "codec-coerce": lambda topic, count: codec_ours(count, decode=False, coerce=True),
     "codec-encode": lambda topic, count: codec_ours(count, decode=False),
     "codec-decode": lambda topic, count: codec_ours(count, decode=True),
     "codec-encode-raw": lambda topic, count: codec_raw(count, decode=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,8 @@ if TYPE_CHECKING:  # start-up time: SQLAlchemy is loaded only where it is used
 
 __all__ = ["Producer"]
 
+_TURN = 512
+"""Messages that are encoded in one go, before other tasks have a turn."""
 _MESSAGE_FIELDS = frozenset({"payload", "key", "partition_key", "headers", "topic", "timestamp"})
 
 
@@ -164,7 +167,7 @@ class Producer:
     async def _encode(
         self, messages: Sequence[Mapping[str, Any]], outlets: Outlets, trace: list[tuple[str, bytes]]
     ) -> list[Outgoing]:
-        """Encode all of them, in order. It waits only where a codec is not prepared yet."""
+        """Encode all of them, in order."""
         own = outlets.topic(self.topic)
         # Asking the registry, which happens once, says nothing about encoding.
         began = time.perf_counter() if own.codec.prepared else None
@@ -202,6 +205,8 @@ class Producer:
                 }
                 events.emit("deimos.encode_message", about)
             outgoing.append(encoded)
+            if not len(outgoing) % _TURN:
+                await asyncio.sleep(0)  # a long list must not keep heartbeats and requests waiting
         if began is not None and outgoing:
             outlets.measured.encoded(own.kafka_name, (time.perf_counter() - began) / len(outgoing))
         return outgoing

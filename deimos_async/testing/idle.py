@@ -66,7 +66,7 @@ class _Consumers:
             await self._flush()
             for runner in self._runners:
                 await runner.commit()
-            standings = {await runner.standing() for runner in self._runners}
+            standings = set(await asyncio.gather(*(runner.standing() for runner in self._runners)))
             # What has changed meanwhile may have been looked at too early.
             if "busy" not in standings and not self._changed.is_set():
                 if "waiting" not in standings or self._clock is None:

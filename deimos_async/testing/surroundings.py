@@ -17,6 +17,11 @@ if TYPE_CHECKING:  # start-up time: clients are loaded where a test run asks for
 
 __all__ = ["Surroundings"]
 
+_HEARTBEAT = 0.3
+"""Seconds between heartbeats, whose answers tell a member that others have joined."""
+_FETCH_WAIT_MS = 50
+"""How long a broker holds back the answer to a fetch, and with it answers to later questions by the same connection."""
+
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
@@ -46,8 +51,12 @@ class Surroundings:
         prefix = f"deimos-test-{uuid.uuid4().hex[:12]}-"
         settings: dict[str, Any] = {"producers.topic_prefix": prefix + app.settings.producers.topic_prefix}
         if self.kafka is not None:
-            groups = ["kafka", *(f"clusters.{name}" for name in app.settings.clusters)]
-            settings |= {f"{group}.bootstrap_servers": self.kafka for group in groups}
+            clusters = {"kafka": app.settings.kafka}
+            clusters |= {f"clusters.{name}": cluster for name, cluster in app.settings.clusters.items()}
+            for group, cluster in clusters.items():
+                settings[f"{group}.bootstrap_servers"] = self.kafka
+                settings[f"{group}.extra"] = {**cluster.extra, "fetch_max_wait_ms": _FETCH_WAIT_MS}
+            settings["consumers.heartbeat_interval"] = min(app.settings.consumers.heartbeat_interval, _HEARTBEAT)
         if self.registry is not None:
             settings["schema.registry_url"] = self.registry
         before = app._broker_factory, app._registry

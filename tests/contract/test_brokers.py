@@ -544,6 +544,18 @@ async def test_unfetched_counts_what_the_next_fetches_could_give(bench: Bench):
     assert member.consumer.unfetched() == 0
 
 
+async def test_unfetched_counts_what_came_and_was_not_handed_out(bench: Bench):
+    await bench.create()
+    member = await bench.member().join()
+    assert await member.consumer.fetch(10, 0.01) == []  # asks for as many in the background
+    await fill(bench, 4)  # one batch, which comes as a whole
+    count = 0
+    while not count:
+        count = sum(len(records) for _, records in await member.consumer.fetch(1, 5))
+    assert count == 1
+    assert member.consumer.unfetched() == 3
+
+
 # Rebalances
 
 

@@ -57,6 +57,14 @@ def test_key_is_compared_as_the_topic_reads_it() -> None:
     assert fits(sent(key={"order_id": 1}), key={"order_id": ANY})
 
 
+def test_headers_of_dead_letters_and_retries_count_where_they_are_named() -> None:
+    letter = sent(headers=[("origin", b"web"), ("deimos-dlq-attempts", b"3"), ("deimos-retry-due", b"1")])
+    assert fits(letter, headers={"origin": "web"})
+    assert fits(letter, headers={"origin": "web", "deimos-dlq-attempts": "3"})
+    assert not fits(letter, headers={"origin": "web", "deimos-dlq-attempts": "4"})
+    assert not fits(letter, headers={"deimos-dlq-attempts": "3"})
+
+
 def test_partition_keys_are_text_or_bytes() -> None:
     assert fits(sent(partition_key="p"), partition_key=b"p")
     assert fits(sent(partition_key=b"p"), partition_key="p")
