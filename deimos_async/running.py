@@ -434,6 +434,7 @@ class Running:
             reraise=consumer.reraise,
             fatal=consumer.fatal,
             dead_letter_topic=consumer.dead_letter_topic,
+            spring_headers=settings.consumers.spring_headers,
             publish=publish,
             metrics=given.metrics,
             tracing=given.tracing,

@@ -106,6 +106,7 @@ def build(
     group: str,
     attempts: int,
     now: datetime,
+    as_spring: bool = False,
 ) -> OutboundRecord:
     """The record that goes to the dead-letter topic.
 
@@ -115,8 +116,27 @@ def build(
         topic: Name of the dead-letter topic in Kafka.
         attempts: How often it was tried; 0 for what could not be decoded.
         now: Time of the failure, aware.
+        as_spring: Say the same under spring-kafka's names, too.
     """
-    return _outbound(record, topic, HEADER_PREFIX, _about(record, error, group=group, attempts=attempts, now=now))
+    about = _about(record, error, group=group, attempts=attempts, now=now)
+    letter = _outbound(record, topic, HEADER_PREFIX, about)
+    if as_spring:
+        letter.headers = [*letter.headers, *_spring_headers(about)]
+    return letter
+
+
+def _spring_headers(about: Mapping[str, str]) -> list[tuple[str, bytes]]:
+    """Source: spring-kafka's reference, "Publishing Dead-letter Records": integers are big-endian, of 4 and 8 bytes."""
+    return [
+        ("kafka_dlt-original-topic", about["topic"].encode()),
+        ("kafka_dlt-original-partition", int(about["partition"]).to_bytes(4, "big", signed=True)),
+        ("kafka_dlt-original-offset", int(about["offset"]).to_bytes(8, "big", signed=True)),
+        ("kafka_dlt-original-timestamp", int(about["timestamp"]).to_bytes(8, "big", signed=True)),
+        ("kafka_dlt-original-timestamp-type", b"CreateTime"),
+        ("kafka_dlt-original-consumer-group", about["group"].encode()),
+        ("kafka_dlt-exception-fqcn", about["error-class"].encode()),
+        ("kafka_dlt-exception-message", about["error-message"].encode()),
+    ]
 
 
 def bare(record: InboundRecord, letter: OutboundRecord) -> OutboundRecord:
@@ -151,9 +171,14 @@ def _about(record: InboundRecord, error: BaseException, *, group: str, attempts:
     return about | {
         "group": group,
         "attempts": str(attempts + (int(before) if before.isdecimal() else 0)),
-        "error-class": f"{cls.__module__}.{cls.__qualname__}",
+        "error-class": f"{_public_module(cls)}.{cls.__qualname__}",
         "error-message": " ".join(str(error).split())[:_MESSAGE_LIMIT],
     }
+
+
+def _public_module(cls: type) -> str:
+    # Where the name can be imported from, not where we happen to keep it.
+    return "deimos_async" if cls.__module__.startswith("deimos_async.") else cls.__module__
 
 
 def _outbound(record: InboundRecord, topic: str, prefix: str, about: Mapping[str, str]) -> OutboundRecord:

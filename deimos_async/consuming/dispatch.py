@@ -103,6 +103,8 @@ class Work:
     reraise: bool
     fatal: tuple[FatalError, ...]
     dead_letter_topic: str
+    spring_headers: bool = False
+    """Whether dead letters carry spring-kafka's headers, too."""
     retry: NextRetry | None = None
     """The (next) retry topic; None: there is none."""
     is_retry: bool = False
@@ -586,7 +588,13 @@ class Dispatcher:
             )
             return
         letter = dead_letters.build(
-            record, doom.error, topic=work.dead_letter_topic, group=work.group, attempts=doom.attempts, now=now
+            record,
+            doom.error,
+            topic=work.dead_letter_topic,
+            group=work.group,
+            attempts=doom.attempts,
+            now=now,
+            as_spring=work.spring_headers,
         )
         yield letter
         yield dead_letters.bare(record, letter)

@@ -139,7 +139,7 @@ async def test_tests_of_the_guide_pass(launch, program_of_the_guide):
     (program_of_the_guide / "pytest.ini").write_text(ini)
     tests = await launch(sys.executable, "-m", "pytest", "-W", "error", folder=program_of_the_guide)
     assert await tests.ends() == 0, tests.output + tests.errors
-    assert "2 passed" in tests.output
+    assert "3 passed" in tests.output
 
 
 async def test_functions_of_the_guide_do_what_they_say(launch, program_of_the_guide):

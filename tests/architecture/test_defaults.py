@@ -69,6 +69,7 @@ DEFAULTS: dict[str, Any] = {
     "consumers.max_buffered": 2000,
     "consumers.fetch_max_bytes": 16777216,
     "consumers.max_partition_fetch_bytes": 1048576,
+    "consumers.spring_headers": False,
     "consumers.retry_topic": "{topic}-retry-{n}",
     "consumers.instance_id": None,
     "consumers.stall_timeout": 120.0,

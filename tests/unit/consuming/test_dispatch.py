@@ -667,3 +667,20 @@ async def test_worker_whose_handler_swallows_its_cancellation_ends_all_the_same(
     worker.cancel()
     async with asyncio.timeout(DEADLINE):
         await asyncio.wait([worker])
+
+
+async def test_dead_letter_says_the_same_under_springs_names_where_that_is_set() -> None:
+    async def handle(message: Message) -> None:
+        raise DeadLetter("too old")
+
+    async with working(Trial(handle, spring_headers=True)) as trial:
+        await trial.handled(trial.add([Record(258, partition=0)]))
+    [letter] = trial.buried
+    headers = dict(letter.headers)
+    assert headers["kafka_dlt-original-topic"] == b"orders"
+    assert headers["kafka_dlt-original-partition"] == b"\x00\x00\x00\x00"
+    assert headers["kafka_dlt-original-offset"] == b"\x00\x00\x00\x00\x00\x00\x01\x02"  # 258 = 0x0102
+    assert headers["kafka_dlt-original-timestamp"] == (1_000).to_bytes(8, "big")
+    assert headers["kafka_dlt-original-consumer-group"] == b"billing"
+    assert headers["kafka_dlt-exception-fqcn"] == headers["deimos-dlq-error-class"] == b"deimos_async.DeadLetter"
+    assert headers["kafka_dlt-exception-message"] == b"too old"
