@@ -116,8 +116,8 @@ class DeimosHarness:
         """Messages that the application has sent in this test, in order; of one topic, or all.
 
         Those that `consume_message` and `consume_batch` hand to a consumer are not among them. Dead letters, and
-        messages that wait in retry topics, are: these topics need not be declared, and their messages are then decoded
-        by the codec of the topic that they belong to, as far as they can be. Both come about in `run_until_idle` only.
+        messages that wait in retry topics, are: these topics need not be declared, and their messages are decoded by
+        the codec of the topic that they belong to, as far as they can be. Both come about in `run_until_idle` only.
 
         Raises:
             ConfigurationError: The topic is not declared, and no consumer sends dead letters or retries to it.
@@ -462,10 +462,7 @@ class DeimosHarness:
                 yield name, retry_topic(topic.name, settings.retry_topic, number), topic.codec
 
     def _letter_topic(self, kafka_name: str) -> tuple[str, TopicCodec]:
-        """Name to show and codec of a topic to which consumers send what failed; a declared one has its own."""
-        for topic in self._plan.topics.values():
-            if topic.kafka_name == kafka_name:
-                return topic.name, topic.codec
+        """Name to show and codec of a topic to which consumers send what failed, whether or not it is declared."""
         return next((shown, codec) for name, shown, codec in self._letter_topics() if name == kafka_name)
 
     def _sent_topic(self, topic: Topic | str) -> str:

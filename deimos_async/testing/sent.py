@@ -56,8 +56,7 @@ class SentMessage:
     """A message that the application has sent, decoded from its bytes.
 
     Attributes:
-        topic: As declared, without the prefix; for a dead-letter or retry topic that is not declared, the name that
-            belongs to the declared topic's.
+        topic: As declared, without the prefix; a dead-letter or retry topic as it would be declared.
         payload: None for a tombstone. Bytes where it cannot be decoded, in a dead letter; the key likewise.
         key: As a handler would get it.
         partition_key: The one that was given, else the key as text; None where the key is neither text nor number.
