@@ -77,7 +77,23 @@ def application(topic: str, *, schema: bool, **settings: Any) -> Any:
     return app, app.topic(topic, **options)
 
 
-async def consume_ours(topic: str, count: int, *, schema: bool, batch: bool) -> dict[str, float]:
+def _set_up_opentelemetry() -> None:
+    """Metrics and traces by the SDK, one message in a hundred sampled, nothing exported."""
+    from opentelemetry import metrics, trace
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
+
+    metrics.set_meter_provider(MeterProvider([InMemoryMetricReader()]))
+    trace.set_tracer_provider(TracerProvider(sampler=TraceIdRatioBased(0.01)))
+
+
+async def consume_ours(
+    topic: str, count: int, *, schema: bool, batch: bool, telemetry: bool = False
+) -> dict[str, float]:
+    if telemetry:
+        _set_up_opentelemetry()
     app, declared = application(topic, schema=schema)
     clock, done = Clock(), asyncio.Event()
     handled = 0
@@ -106,6 +122,27 @@ async def consume_ours(topic: str, count: int, *, schema: bool, batch: bool) -> 
                 done.set()
 
     app.consumer(declared, group=f"bench-{uuid.uuid4().hex}", batch=batch, max_batch=500, max_wait=0.2)(handle)
+    async with app.running():
+        await done.wait()
+        return clock.stop()
+
+
+async def handlers_ours(topic: str, count: int, *, concurrency: int, ordering: str) -> dict[str, float]:
+    """Handlers that wait 10 ms, on one partition."""
+    app, declared = application(topic, schema=False)
+    clock, done = Clock(), asyncio.Event()
+    ended = 0
+
+    async def handle(message) -> None:  # type: ignore[no-untyped-def]
+        nonlocal ended
+        if not ended:
+            clock.start()
+        await asyncio.sleep(0.01)
+        ended += 1
+        if ended >= count:
+            done.set()
+
+    app.consumer(declared, group=f"bench-{uuid.uuid4().hex}", concurrency=concurrency, ordering=ordering)(handle)
     async with app.running():
         await done.wait()
         return clock.stop()
@@ -265,6 +302,9 @@ CASES: dict[str, Callable[[str, int], Awaitable[dict[str, float]]]] = {
     "consume-plain-raw": lambda topic, count: consume_raw(topic, count, schema=False),
     "consume-avro": lambda topic, count: consume_ours(topic, count, schema=True, batch=False),
     "consume-avro-batch": lambda topic, count: consume_ours(topic, count, schema=True, batch=True),
+    "consume-avro-telemetry": lambda topic, count: consume_ours(topic, count, schema=True, batch=False, telemetry=True),
+    "handlers-by-key": lambda topic, count: handlers_ours(topic, count, concurrency=32, ordering="key"),
+    "handlers-in-turn": lambda topic, count: handlers_ours(topic, count, concurrency=1, ordering="partition"),
     "consume-avro-raw": lambda topic, count: consume_raw(topic, count, schema=True),
     "produce-plain": lambda topic, count: produce_ours(topic, count, schema=False),
     "produce-plain-raw": lambda topic, count: produce_raw(topic, count, schema=False),

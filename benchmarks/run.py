@@ -34,6 +34,7 @@ TABLES: dict[str, list[tuple[str, str, str]]] = {
         ("message mode, plain", "consume-plain", "consume-plain-raw"),
         ("message mode, Avro", "consume-avro", "consume-avro-raw"),
         ("batch mode, Avro", "consume-avro-batch", "consume-avro-raw"),
+        ("metrics and tracing on, message mode, Avro", "consume-avro-telemetry", "consume-avro"),
     ],
     "produce": [
         ("produce_many, plain", "produce-plain", "produce-plain-raw"),
@@ -45,6 +46,7 @@ TARGETS = {
     ("consume", "message mode, plain"): 0.7,
     ("consume", "message mode, Avro"): 0.85,
     ("consume", "batch mode, Avro"): 0.95,
+    ("consume", "metrics and tracing on, message mode, Avro"): 0.87,
     ("produce", "produce_many, Avro"): 0.85,
 }
 AGAINST = {

@@ -237,7 +237,7 @@ class ConsumersSettings(_Group):
     dead_letter_topic: str = "{topic}-dlt"
     """Name of a topic's dead-letter topic; `{topic}` must be in it."""
     spring_headers: bool = False
-    """Whether dead letters tell their origin under the header names of spring-kafka, too, for tools that read those."""
+    """Whether dead letters tell their origin under spring-kafka's header names, too, for tools that read those."""
     retry_topic: str = "{topic}-retry-{n}"
     """Name of a topic's n-th retry topic, from 1; `{topic}` and `{n}` must be in it."""
 
