@@ -230,8 +230,8 @@ class ConsumersSettings(_Group):
     """Static membership: stable name of this process. The consumer's name is appended for each member."""
     stall_timeout: Seconds = 120.0
     """Seconds without any progress after which a consumer that has something to do counts as stalled: `/livez` says so,
-    and where no handler is running a new member takes over. Best above the longest call of a handler, as `/livez` sees no
-    progress before a call returns."""
+    and where no handler is running a new member takes over. Best above the longest call of a handler, as `/livez`
+    sees no progress before a call returns."""
     loop_lag_warning: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """Seconds by which the event loop may be late before a warning says so. 0: no warning."""
     dead_letter_topic: str = "{topic}-dlt"
