@@ -240,10 +240,24 @@ class Dispatcher:
                 self.on_change()
 
     async def _run_messages(self, lane: Lane) -> None:
-        """Handle what waits in the lane. The loop is the path of every message: it does nothing but the call."""
+        tracing = self.work.tracing
+        if tracing.enabled:
+            with tracing.unsampled():  # those that are sampled get a span of their own within
+                await self._handle_each(lane, tracing.samples)
+        else:
+            await self._handle_each(lane, None)
+
+    async def _handle_each(
+        self, lane: Lane, samples: Callable[[Sequence[tuple[str, bytes | None]]], bool] | None
+    ) -> None:
+        """Handle what waits in the lane. The loop is the path of every message: it does nothing but the call.
+
+        Args:
+            samples: Whether a message gets a span; None: none does.
+        """
         work, partition = self.work, lane.partition
         decode_payload, decode_key, unknown_writer = work.decoding.payload, work.decoding.key, work.decoding.unknown
-        call = self._traced_message if work.tracing.enabled else work.call
+        call = work.call
         logged = message_logger.isEnabledFor(logging.INFO)
         clock = time.perf_counter
         began = turn_began = clock()
@@ -279,7 +293,10 @@ class Dispatcher:
                     await self._failed(lane, (record,), (), error, undecodable=True)
                     continue
                 try:
-                    await call(message)
+                    if samples is not None and samples(record.headers):
+                        await self._traced_message(message)
+                    else:
+                        await call(message)
                 except asyncio.CancelledError as error:
                     _raise_if_ours(error)
                     self._settle(lane, ended)
@@ -682,6 +699,7 @@ class Dispatcher:
             partition=message.partition,
             headers=(list(message.headers),),
             attributes={"messaging.kafka.offset": message.offset},
+            drawn=True,
         ) as span:
             try:
                 await work.call(message)

@@ -7,7 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -135,6 +135,12 @@ class Mock:
 
     # --- traces ------------------------------------------------------------------------------------------------
 
+    def samples(self, headers: Sequence[tuple[str, bytes | None]]) -> bool:
+        return True
+
+    def unsampled(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
     def produce_span(self, topic: str, *, count: int = 1) -> AbstractContextManager[Span]:
         attributes: dict[str, Any] = {"messaging.destination.name": topic, "messaging.operation.type": "send"}
         if count != 1:
@@ -152,6 +158,7 @@ class Mock:
         partition: int,
         headers: Sequence[Sequence[tuple[str, bytes | None]]],
         attributes: Mapping[str, Any] | None = None,
+        drawn: bool = False,
     ) -> AbstractContextManager[Span]:
         told = {
             "messaging.destination.name": topic,

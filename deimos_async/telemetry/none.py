@@ -31,6 +31,12 @@ class NoTelemetry:
     def time(self, name: str, *, tags: Mapping[str, str] | None = None) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def samples(self, headers: Sequence[tuple[str, bytes | None]]) -> bool:
+        return False
+
+    def unsampled(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
     def produce_span(self, topic: str, *, count: int = 1) -> AbstractContextManager[Span]:
         return nullcontext(self)
 
@@ -43,6 +49,7 @@ class NoTelemetry:
         partition: int,
         headers: Sequence[Sequence[tuple[str, bytes | None]]],
         attributes: Mapping[str, Any] | None = None,
+        drawn: bool = False,
     ) -> AbstractContextManager[Span]:
         return nullcontext(self)
 

@@ -7,7 +7,10 @@ as whatever propagator the application configured writes it.
 
 from __future__ import annotations
 
+import copy
 import logging
+import random
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -35,6 +38,14 @@ _MAX_LINKS = 128
 """The SDK keeps at most this many links of a span by default (OTEL_SPAN_LINK_COUNT_LIMIT)."""
 
 _NOTHING = NoTelemetry()
+
+_TRACEPARENT = "traceparent"
+_SAMPLED_DIGITS = frozenset(digit.encode() for digit in "13579bdf")
+_RATIO = re.compile(
+    r"(?P<parents>ParentBased\{root:)?TraceIdRatioBased\{(?P<rate>[0-9.e+-]+)\}"
+    r"(?(parents),remoteParentSampled:AlwaysOnSampler,remoteParentNotSampled:AlwaysOffSampler,.*\})"
+)
+"""Descriptions of the samplers of OpenTelemetry's specification that draw."""
 
 Header = tuple[str, bytes | None]
 Found = TypeVar("Found")
@@ -246,6 +257,7 @@ _SETTER = _HeaderSetter()
 class _Tracing:
     def __init__(self, provider: TracerProvider | None, propagator: TextMapPropagator | None) -> None:
         self._watch = _Watch(lambda: _find_tracer(provider))
+        self._drawing: _Drawing | None = None
         self._propagator = propagator
 
     @property
@@ -266,6 +278,24 @@ class _Tracing:
             attributes["messaging.batch.message_count"] = count
         return _RunningSpan(tracer, f"send {topic}", SpanKind.PRODUCER, None, (), attributes)
 
+    def samples(self, headers: Sequence[Header]) -> bool:
+        tracer = self._watch.get()
+        if tracer is None:
+            return False
+        drawing = self._drawing
+        if drawing is None or drawing.tracer is not tracer:
+            drawing = self._drawing = _Drawing(tracer)
+        if drawing.rate is None:
+            return True  # its sampler must be asked, and is when the span begins
+        for name, value in headers:
+            if name == _TRACEPARENT and value is not None:
+                # Version, trace, parent, flags: the last digit's lowest bit says whether the producer's was sampled.
+                return not drawing.heeds_parents or value[-1:] in _SAMPLED_DIGITS
+        return random.random() < drawing.rate  # noqa: S311  # no secret
+
+    def unsampled(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._watch.get() is None else _Unsampled()
+
     def consume_span(
         self,
         name: str,
@@ -275,10 +305,13 @@ class _Tracing:
         partition: int,
         headers: Sequence[Sequence[Header]],
         attributes: Mapping[str, Any] | None = None,
+        drawn: bool = False,
     ) -> AbstractContextManager[Span]:
         tracer = self._watch.get()
         if tracer is None:
             return nullcontext(_NOTHING)
+        if drawn and self._drawing is not None and all(name != _TRACEPARENT for name, _ in headers[0]):
+            tracer = self._drawing.recording
         # Whatever span is current around the consumer (a web application's start, say) has nothing to do with the
         # message: without a producer's span this one is the root of its trace.
         parent, links = (self._extract(headers[0]), ()) if len(headers) == 1 else (Context(), self._links(headers))
@@ -340,6 +373,53 @@ class _Tracing:
             if count == _MAX_LINKS:
                 break
         return tuple(link for link in links.values() if link is not None)
+
+
+class _Drawing:
+    """How an SDK's sampler decides about a message, as far as its description tells.
+
+    A sampler costs a span, of which most are dropped. What draws by a rate can be drawn for less.
+
+    Attributes:
+        rate: Share of traces without a parent that are recorded; None where the sampler must be asked.
+        heeds_parents: Whether a parent's decision holds. Else the trace's id decides, and the sampler is asked.
+        recording: The tracer, with a sampler that always records: for messages that were drawn.
+    """
+
+    __slots__ = ("heeds_parents", "rate", "recording", "tracer")
+
+    def __init__(self, tracer: Tracer) -> None:
+        self.tracer = self.recording = tracer
+        self.rate: float | None = None
+        self.heeds_parents = True
+        describe = getattr(getattr(tracer, "sampler", None), "get_description", None)
+        found = _RATIO.fullmatch(describe()) if describe is not None else None
+        if found is not None:
+            # optional library: a tracer with a sampler is the SDK's
+            from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+
+            recording: Any = copy.copy(tracer)
+            recording.sampler = ALWAYS_ON
+            self.recording = recording
+            self.rate = float(found["rate"])
+            self.heeds_parents = found["parents"] is not None
+
+
+class _Unsampled:
+    """Makes a span that is not recorded the current one, so that what is begun below it is not recorded either."""
+
+    __slots__ = ("_token",)
+    _context = trace.set_span_in_context(
+        # Not below any ratio's bound, for samplers that go by the id alone.
+        trace.NonRecordingSpan(trace.SpanContext(2**128 - 1, 1, is_remote=False)),
+        Context(),
+    )
+
+    def __enter__(self) -> None:
+        self._token = otel_context.attach(self._context)
+
+    def __exit__(self, *exc_info: object) -> None:
+        otel_context.detach(self._token)
 
 
 class _RunningSpan:

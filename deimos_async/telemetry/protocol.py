@@ -46,6 +46,15 @@ class Tracing(Protocol):
     def enabled(self) -> bool:
         """False: nobody listens; callers may leave out every other call. May change while the application runs."""
 
+    def samples(self, headers: Sequence[tuple[str, bytes | None]]) -> bool:
+        """Whether the span of a message with these headers would be recorded. Where that is drawn, it is drawn now.
+
+        Costs little, so that most messages need no span: ask this first, then `consume_span(..., drawn=True)`.
+        """
+
+    def unsampled(self) -> AbstractContextManager[object]:
+        """Within the block, what is begun belongs to no trace that is recorded. For messages that are not sampled."""
+
     def produce_span(self, topic: str, *, count: int = 1) -> AbstractContextManager[Span]:
         """Span of kind producer around sending `count` messages; it is the current span within the block."""
 
@@ -58,9 +67,11 @@ class Tracing(Protocol):
         partition: int,
         headers: Sequence[Sequence[tuple[str, bytes | None]]],
         attributes: Mapping[str, Any] | None = None,
+        drawn: bool = False,
     ) -> AbstractContextManager[Span]:
         """Span of kind consumer around a handler's call.
 
+        `drawn`: `samples` has said yes for this one message: a sampler that draws does not draw again.
         `headers`: those of each message. One message: its producer's span is the parent. Several: links to each.
         """
 

@@ -19,6 +19,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, StatusCode
 
 from deimos_async.telemetry.opentelemetry import OpenTelemetry, _Watch
@@ -465,3 +466,53 @@ def test_global_sdk_that_is_set_up_after_the_provider_was_made_is_used() -> None
         ]
     )
     assert printed.split() == ["True", "deimos_async", "4"]
+
+
+def sampling_by(sampler: Any) -> tuple[Tracing, InMemorySpanExporter]:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return OpenTelemetry(tracer_provider=provider).tracing(), exporter
+
+
+NEW_TRACE: list[tuple[str, bytes | None]] = []
+SAMPLED: list[tuple[str, bytes | None]] = [("traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")]
+DROPPED: list[tuple[str, bytes | None]] = [("traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00")]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "headers", "expected"),
+    [
+        (ParentBased(TraceIdRatioBased(0.0)), NEW_TRACE, False),
+        (ParentBased(TraceIdRatioBased(1.0)), NEW_TRACE, True),
+        (ParentBased(TraceIdRatioBased(0.0)), SAMPLED, True),
+        (ParentBased(TraceIdRatioBased(1.0)), DROPPED, False),
+        (TraceIdRatioBased(0.0), NEW_TRACE, False),
+        (TraceIdRatioBased(0.0), SAMPLED, True),  # the trace's id decides: the sampler is asked
+        (ALWAYS_ON, NEW_TRACE, True),
+        (ALWAYS_OFF, NEW_TRACE, True),  # not one that draws: it is asked when the span begins
+    ],
+)
+def test_whether_a_message_is_sampled_is_decided_before_a_span_is_made(
+    sampler: Any, headers: Any, expected: bool
+) -> None:
+    tracing, _ = sampling_by(sampler)
+    assert tracing.samples(headers) is expected
+
+
+def test_message_that_was_drawn_is_recorded_without_drawing_again_and_about_its_share_is_drawn() -> None:
+    tracing, exporter = sampling_by(ParentBased(TraceIdRatioBased(0.2)))
+    drawn = sum(tracing.samples(NEW_TRACE) for _ in range(5_000))
+    assert 700 < drawn < 1_300  # 1000 expected, 28 the standard deviation
+    for _ in range(50):
+        with tracing.consume_span("c", topic="t", group="g", partition=0, headers=[NEW_TRACE], drawn=True):
+            pass
+    assert len(exporter.get_finished_spans()) == 50
+
+
+def test_nothing_below_an_unsampled_message_is_recorded() -> None:
+    tracing, exporter = sampling_by(ParentBased(TraceIdRatioBased(0.5)))
+    for _ in range(20):
+        with tracing.unsampled(), tracing.produce_span("t"):
+            assert tracing.inject()[0][1].endswith(b"-00")
+    assert exporter.get_finished_spans() == ()
