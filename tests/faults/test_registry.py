@@ -46,7 +46,7 @@ FAULTS: dict[str, Callable[[TcpProxy], None]] = {
 def avro_of_another_client(registry_url: str, topic: str) -> Encode:
     """Registers the schemas at the registry itself, and writes Confluent's wire format by hand with fastavro."""
     value_text = (SCHEMAS / "faults/Event.avsc").read_text()
-    with SchemaRegistryClient({"url": registry_url}) as client:
+    with SchemaRegistryClient({"url": registry_url, "timeout": 5, "max.retries": 5}) as client:
         value_id = client.register_schema(f"{topic}-value", Schema(value_text, "AVRO"))
         key_id = client.register_schema(f"{topic}-key", Schema(KEY_SCHEMA, "AVRO"))
     value_schema, key_schema = (parse_schema(json.loads(text)) for text in (value_text, KEY_SCHEMA))

@@ -131,7 +131,7 @@ class ForeignClient:
     def _registry_client(self) -> Iterator[Any]:
         from confluent_kafka.schema_registry import SchemaRegistryClient
 
-        with SchemaRegistryClient({"url": self._registry_url}) as client:
+        with SchemaRegistryClient({"url": self._registry_url, "timeout": 5, "max.retries": 5}) as client:
             yield client
 
     def write(self, topic: str, schema: str, key_schema: str, messages: Sequence[tuple[Any, Any]]) -> None:
