@@ -8,7 +8,7 @@ import signal
 import pytest
 from fault_kafka import ProxiedKafka
 from fault_proxy import fault_lasts
-from fault_trial import IS_CHAOS, Member, Trial
+from fault_trial import ASSIGNED, IS_CHAOS, RUNS, Member, Trial
 
 pytestmark = [pytest.mark.services("own_kafka"), pytest.mark.usefixtures("proxy")]
 
@@ -41,7 +41,7 @@ async def test_members_that_join_and_leave_every_second_repeat_only_what_a_faili
 
             async def leave(guest: Member) -> None:
                 # Before that the interpreter still loads modules, and a signal just ends it.
-                await trial.until(lambda: "running producers" in guest.log, "the guest runs")
+                await trial.until(lambda: guest.said[RUNS] > 0, "the guest runs")
                 await trial.leave(guest)
 
             guests: list[Member] = []
@@ -64,19 +64,15 @@ async def test_member_frozen_past_its_session_commits_nothing_and_comes_back(
 ) -> None:
     async with Trial("SIGSTOP past the session timeout, and back", fault_kafka, unique_name) as trial:
         trial.writer.start()
-        frozen, _ = await trial.join(2)
+        frozen, other = await trial.join(2)
 
         async def freeze() -> None:
             async with trial.fault("frozen", frozen):
                 frozen.send(signal.SIGSTOP)
-                await trial.recovered()  # by the other member: the group has given it the partitions
+                await trial.recovered(by=[other])  # the group has given it the partitions
                 before = await trial.check_commits()
-                assigned = frozen.log.count(": assigned ")
-                frozen.send(signal.SIGCONT)
-                await trial.until(
-                    lambda: frozen.log.count(": assigned ") >= assigned + len(trial.ledger.groups),
-                    "the frozen member has joined again",
-                )
+                async with trial.assigned_again(frozen):
+                    frozen.send(signal.SIGCONT)
             after = await trial.check_commits()
             for group, offsets in before.items():
                 for partition, offset in offsets.items():
@@ -97,5 +93,5 @@ async def test_handler_slower_than_every_timeout_of_the_group_keeps_its_partitio
         await asyncio.to_thread(trial.writer.write, 10 if IS_CHAOS else 2)
         member = await trial.start_member()
         await trial.complete()
-        assert member.log.count(": assigned ") == len(groups), "it has lost its partitions meanwhile"
+        assert member.said[ASSIGNED] == len(groups), "it has lost its partitions meanwhile"
         await trial.finish()

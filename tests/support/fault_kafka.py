@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from fault_ledger import Ledger
 from servers import KafkaBroker, KafkaCluster, free_port
@@ -16,6 +17,14 @@ from servers.ports import HOST
 PARTITIONS = 6
 KEYS = 8
 """Keys of each partition."""
+_MOVING = {
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError._WAIT_COORD,
+    KafkaError._TRANSPORT,
+}
+"""A coordinator that is elsewhere by now, or not there yet."""
 _TIMEOUT = 60.0
 """Seconds for questions to the brokers; they may be restarting."""
 
@@ -206,7 +215,7 @@ class LetterReader:
             message = self._consumer.poll(0.2)
             if message is None or message.error() is not None:
                 continue
-            headers = {name: value.decode(errors="replace") for name, value in message.headers() or []}
+            headers = {name: bytes(value or b"").decode(errors="replace") for name, value in message.headers() or []}
             self._loop.call_soon_threadsafe(self._arrived, headers)
         self._consumer.close()
 
@@ -235,13 +244,23 @@ class OffsetReader:
 
     def _committed(self) -> dict[str, dict[int, int]]:
         return {
-            name: {
-                found.partition: found.offset
-                for found in consumer.committed(self._partitions, timeout=_TIMEOUT)
-                if found.offset >= 0
-            }
+            name: {found.partition: found.offset for found in self._ask(consumer) if found.offset >= 0}
             for name, consumer in self._consumers.items()
         }
+
+    def _ask(self, consumer: Consumer) -> list[TopicPartition]:
+        """What the group has committed; asked again while its coordinator moves or loads."""
+        pause = threading.Event()
+        deadline = time.monotonic() + _TIMEOUT
+        while True:
+            try:
+                return consumer.committed(self._partitions, timeout=_TIMEOUT)
+            except KafkaException as error:
+                if not error.args[0].retriable() and error.args[0].code() not in _MOVING:
+                    raise
+                if time.monotonic() > deadline:
+                    raise
+                pause.wait(0.2)
 
     async def ends(self) -> dict[int, int]:
         """End offset by partition."""

@@ -10,8 +10,9 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,7 +26,7 @@ from fault_kafka import (
     create_topics,
     encode_plain,
 )
-from fault_ledger import GROUPS, Fault, Ledger, Offsets, duplicates, parse_line, problems
+from fault_ledger import GROUPS, Fault, Ledger, Offsets, duplicates, fate, parse_line, problems
 from fault_proxy import fault_lasts
 
 FAULTS = Path(__file__).parent.parent / "faults"
@@ -41,6 +42,9 @@ SEED = 20_261_124
 SHUTDOWN_TIMEOUT = 5.0
 SESSION_TIMEOUT = 3.0
 
+MARKS = (ASSIGNED := ": assigned ", WAITS := " waits ", RUNS := "running producers")
+"""Log lines of members that tests wait for: a group has given partitions, a message waits, the program runs."""
+
 reports: list[dict[str, Any]] = []
 """What every finished trial has to say, in their order."""
 
@@ -55,13 +59,24 @@ class Member:
 
     def __init__(self, name: str, trial: Trial) -> None:
         self.name = name
-        self.log = ""
-        self.groups: set[str] = set()
-        """Groups for which it has handled something."""
+        self.said: Counter[str] = Counter()
+        """How often its log has said each of `MARKS`."""
+        self.latest: dict[str, int] = {}
+        """When it last handled something, by group, in nanoseconds."""
         self.left: dict[str, Any] | None = None
         """What it said to have left open when it ended: tasks and sockets."""
         self.is_to_end = False
         self._trial = trial
+        self._tail: deque[str] = deque(maxlen=100)
+
+    @property
+    def log(self) -> str:
+        """The last lines of its log."""
+        return "".join(self._tail)
+
+    def works_since(self, moment: int) -> bool:
+        """Whether it has handled something for every group since then."""
+        return all(self.latest.get(group, 0) > moment for group in self._trial.ledger.groups)
 
     async def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self.process = await asyncio.create_subprocess_exec(
@@ -80,19 +95,26 @@ class Member:
 
     async def _read_lines(self) -> None:
         assert self.process.stdout is not None
-        while text := await self.process.stdout.readline():
-            if text.startswith(b"+"):
+        rest = b""
+        # By chunks: thousands of lines come in a second, and the members share the machine with us.
+        while chunk := await self.process.stdout.read(65536):
+            *texts, rest = (rest + chunk).split(b"\n")
+            for text in texts:
+                if text.startswith(b"="):
+                    self.left = json.loads(text[1:])
+                    continue
                 line = parse_line(text.decode(), self.name)
-                self.groups.add(line.group)
+                self.latest[line.group] = line.at
                 self._trial.ledger.handled(line)
-            elif text.startswith(b"="):
-                self.left = json.loads(text[1:])
             self._trial.changed()
 
     async def _read_log(self) -> None:
         assert self.process.stderr is not None
         while text := await self.process.stderr.readline():
-            self.log += text.decode(errors="replace")
+            line = text.decode(errors="replace")
+            self._tail.append(line)
+            for mark in MARKS:
+                self.said[mark] += mark in line
             self._trial.changed()
         self._trial.changed()
 
@@ -221,10 +243,38 @@ class Trial:
         logs = "\n".join(f"--- {member.name}:\n{member.log[-3000:]}" for member in self.members)
         return f"acknowledged: {len(ledger.acknowledged)}; done by partition: {done}\n{logs}"
 
-    async def recovered(self, since: int | None = None) -> None:
-        """Wait until every group has handled something of every partition since then (default: now)."""
-        moment = time.monotonic_ns() if since is None else since
-        await self.until(lambda: self.ledger.has_progressed(moment), "every partition goes on")
+    async def recovered(self, *, by: Sequence[Member] | None = None) -> None:
+        """Wait until these members (default: all) work for every group, and commits move on in every partition.
+
+        Handling alone says little: a member that is cut off goes on with what it has in hand.
+        """
+        moment = time.monotonic_ns()
+        workers = [member for member in (self.members if by is None else by) if not member.is_to_end]
+
+        def is_working() -> bool:
+            return self.ledger.has_progressed(moment) and all(worker.works_since(moment) for worker in workers)
+
+        before = await self.offsets.committed()
+        while True:
+            await self.until(is_working, "every member and every partition goes on")
+            now = await self.offsets.committed()
+            if all(
+                now[group].get(partition, 0) > before[group].get(partition, 0)
+                for group in self.ledger.groups
+                for partition in range(PARTITIONS)
+            ):
+                return
+            moment = time.monotonic_ns()  # look again when something of every partition was handled
+
+    @asynccontextmanager
+    async def assigned_again(self, *members: Member) -> AsyncIterator[None]:
+        """Within, or soon after, each of these members is given partitions anew for every group."""
+        expected = {member: member.said[ASSIGNED] + len(self.ledger.groups) for member in members}
+        yield
+        await self.until(
+            lambda: all(member.said[ASSIGNED] >= count for member, count in expected.items()),
+            "members that were given up by the group have joined again",
+        )
 
     # --- members -----------------------------------------------------------------------------------------------
 
@@ -238,8 +288,7 @@ class Trial:
     async def join(self, count: int) -> list[Member]:
         """Start so many, and wait until each has handled something for every group."""
         joined = [await self.start_member() for _ in range(count)]
-        groups = set(self.ledger.groups)
-        await self.until(lambda: all(member.groups == groups for member in joined), "every member works")
+        await self.until(lambda: all(member.works_since(0) for member in joined), "every member works")
         return joined
 
     async def kill(self, member: Member) -> None:
@@ -313,9 +362,13 @@ class Trial:
     async def count_losses(self) -> None:
         """Instead of `finish`: wait until a last message in each partition is handled, and count what was not."""
         await self.writer.finish()
-        await asyncio.to_thread(self.writer.write, PARTITIONS)
+        while True:
+            await asyncio.to_thread(self.writer.write, PARTITIONS)
+            ends = await self.offsets.ends()
+            last = [self.ledger.acknowledged[partition, end - 1] for partition, end in ends.items()]
+            if all(fate(key, number) == "fine" for key, number in last):
+                break
         assert not self.writer.failures, self.writer.failures[:3]
-        ends = await self.offsets.ends()
 
         def is_through() -> bool:
             return all(
@@ -331,7 +384,12 @@ class Trial:
         """Put this trial into the table."""
         done = {(line.group, line.partition, line.offset) for line in self.ledger.lines}
         done |= {(group, *place) for group, places in self.ledger.letters.items() for place in places}
-        expected = {(group, *place) for group in self.ledger.groups for place in self.ledger.acknowledged}
+        lost = [
+            fate(key, number)
+            for group in self.ledger.groups
+            for place, (key, number) in self.ledger.acknowledged.items()
+            if (group, *place) not in done
+        ]
         reports.append(
             {
                 "trial": self.name,
@@ -340,7 +398,8 @@ class Trial:
                 "written": self.writer.written,
                 "groups": len(self.ledger.groups),
                 "handled": len(self.ledger.lines),
-                "lost": len(expected - done),
+                "lost": len(lost),
+                "lost_failing": sum(each != "fine" for each in lost) if self._fails else 0,
                 "duplicates": duplicates(self.ledger.lines),
                 "put_aside": sum(map(len, self.ledger.letters.values())),
                 "end_seconds": round(max(self.end_seconds, default=0.0), 1),
