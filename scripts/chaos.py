@@ -1,7 +1,8 @@
-"""`make chaos`: the long forms of tests/faults, and benchmarks/chaos.md with what they show. Arguments are pytest's.
+"""`make chaos`: the long forms of tests/faults, and benchmarks/chaos.md with what they show.
 
-Another framework goes through the first trial too. It is installed in a virtual environment of its own, in the user's
-cache folder, once.
+With arguments, which are pytest's (`-k killed`), the page is printed and not written, and so it is when the run was
+interrupted. Another framework goes through the first trial too; it is installed in a virtual environment of its own, in
+the user's cache folder, once.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from servers.downloads import cache_directory
+from servers.kafka import VERSION
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "benchmarks" / "chaos.md"
 FASTSTREAM = "0.7.8"
 PACKAGES = [f"faststream[kafka]=={FASTSTREAM}", "aiokafka==0.14.0"]
 TARGET = 0.95
+_RAN_TO_THE_END = (0, 1)
+"""pytest's status when all tests ran, whether or not they passed."""
 
 TEXT = """# Faults
 
@@ -105,21 +109,22 @@ def main() -> int:
         reports = json.loads(report.read_text()) if report.exists() else []
     if not reports:
         return status or 1
-    from servers.kafka import VERSION
-
-    PAGE.write_text(
-        TEXT.format(
-            rounds=max(len(each["ratios"]) for each in reports),
-            target=TARGET,
-            failed="" if status == 0 else " **Not all trials of this run have passed.**",
-            date=datetime.now(UTC).date(),
-            python=platform.python_version(),
-            cores=os.cpu_count(),
-            kafka=VERSION,
-            rows="\n".join(map(row, reports)),
-            faststream=FASTSTREAM,
-        )
+    page = TEXT.format(
+        rounds=max(len(each["ratios"]) for each in reports),
+        target=TARGET,
+        failed="" if status == 0 else " **Not all trials of this run have passed.**",
+        date=datetime.now(UTC).date(),
+        python=platform.python_version(),
+        cores=os.cpu_count(),
+        kafka=VERSION,
+        rows="\n".join(map(row, reports)),
+        faststream=FASTSTREAM,
     )
+    if sys.argv[1:] or status not in _RAN_TO_THE_END:
+        # A part of the trials, or an interrupted run, must not take the place of a whole one.
+        print(page)
+        return status
+    PAGE.write_text(page)
     print(f"written: {PAGE.relative_to(ROOT)}")
     return status
 

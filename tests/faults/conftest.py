@@ -51,7 +51,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not reports:
         return
-    terminalreporter.write_line("fault trials:")
+    terminalreporter.write_line("fault trials (those of the registry run side by side):")
     for report in reports:
         ratio = "" if report["ratio"] is None else f", rate after against before {report['ratio']:.2f}"
         terminalreporter.write_line(
@@ -59,4 +59,3 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             f"{report['duplicates']} of {report['handled']} handlings again, {report['lost']} lost, "
             f"ended in {report['end_seconds']:.1f} s{ratio}"
         )
-    terminalreporter.write_line(f"  {sum(report['seconds'] for report in reports):6.1f} s  in all")
