@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -89,7 +89,6 @@ class Outlets:
     events: EventBus
     measured: SendMeasurements
     tracing: Tracing
-    generate_id: Callable[[], str] | None = None
 
     def topic(self, topic: Topic | str) -> TopicOutlet:
         """Raises ConfigurationError for a topic that is not declared."""
