@@ -62,6 +62,22 @@ class _Answer(NamedTuple):
     content: bytes
 
 
+class _Connecting:
+    """Closes the connection whose TLS handshake was cancelled: the HTTP client forgets it.
+
+    An instance belongs to one request, as its `trace` extension.
+    """
+
+    def __init__(self) -> None:
+        self._connected: Any = None
+
+    async def __call__(self, event: str, info: Mapping[str, Any]) -> None:
+        if event == "connection.connect_tcp.complete":
+            self._connected = info["return_value"]
+        elif event == "connection.start_tls.failed" and self._connected is not None:
+            await self._connected.aclose()
+
+
 class RegistryHttp:
     """Asks the first URL that answers, beginning with the one that answered last.
 
@@ -155,7 +171,10 @@ class RegistryHttp:
                 except _Failed as failed:
                     cause, reasons[index], wait = failed, str(failed), failed.wait
                 except (httpx2.HTTPError, OSError) as error:
-                    cause, reasons[index], wait = error, self._transport_reason(error, limit), 0.0
+                    cut_short = isinstance(error, TimeoutError) and limit < options.request_timeout
+                    if not cut_short or index not in reasons:  # a try cut short by the deadline says less
+                        cause, reasons[index] = error, self._transport_reason(error, limit)
+                    wait = 0.0
                 else:
                     self._preferred = index
                     return result
@@ -199,7 +218,9 @@ class RegistryHttp:
         headers = {} if content is None else {"Content-Type": _CONTENT_TYPE}
         target = httpx2.URL(url)
         for _ in range(1 + _MOST_REDIRECTS):
-            request = client.build_request(method, target, content=content, headers=headers)
+            request = client.build_request(
+                method, target, content=content, headers=headers, extensions={"trace": _Connecting()}
+            )
             response = await client.send(request, stream=True, follow_redirects=False)
             try:
                 location = response.headers.get("Location")

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import gc
 import ipaddress
 import json
 import ssl
@@ -275,6 +276,16 @@ async def test_certificate_of_an_unknown_authority_is_refused_and_the_setting_na
         with pytest.raises(RegistryUnavailableError, match=r"TLS fails \(.*certificate.*\).*schema\.ssl_ca"):
             await client.by_id(1)
         assert server.heads == []
+
+
+async def test_handshake_that_is_cut_leaves_no_connection(authority: Authority) -> None:
+    # The more moments the deadline hits, the surer it hits one within the handshake.
+    async with serving(say_found, tls=server_context(authority)) as server:
+        for milliseconds in range(1, 21):
+            async with client_of(f"https://127.0.0.1:{server.port}", deadline=milliseconds / 1000) as client:
+                with pytest.raises(RegistryUnavailableError):
+                    await client.by_id(1)
+    gc.collect()  # a transport that nobody closed warns when it goes, and warnings are errors
 
 
 async def test_mutual_tls_needs_the_clients_certificate(authority: Authority) -> None:

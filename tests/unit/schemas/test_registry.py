@@ -516,6 +516,19 @@ async def test_next_url_is_asked_without_waiting_and_stays_first(world: World) -
     assert world.slept == []
 
 
+async def test_try_cut_short_by_the_deadline_does_not_hide_what_was_seen_before(world: World) -> None:
+    async def refuse_then_hang(request: httpx2.Request) -> httpx2.Response:
+        if len(world.requests) == 1:
+            raise httpx2.ConnectError("certificate verify failed")
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError("nothing answers")
+
+    world.script = refuse_then_hang
+    with pytest.raises(RegistryUnavailableError, match="certificate verify failed"):
+        await world.client(deadline=0.11).by_id(1)
+    assert len(world.requests) == 2
+
+
 async def test_error_of_the_deadline_tells_what_each_url_said(world: World) -> None:
     def script(request: httpx2.Request) -> httpx2.Response:
         if request.url.host == "one":
