@@ -12,6 +12,7 @@ from uuid import UUID
 from deimos_async.errors import DecodeError, EncodeError, FieldError, SchemaError
 from deimos_async.schemas.avro_coercion import CoercionFactory
 from deimos_async.schemas.avro_reading import BROKEN, Read, ReaderFactory, Unreadable, problem_of, resolves
+from deimos_async.schemas.avro_source import read_source, write_source
 from deimos_async.schemas.avro_types import Field, Node, parse_schema, schema_text, unwrap_nullable
 from deimos_async.schemas.avro_writing import WriterFactory
 from deimos_async.schemas.coercion import Unfit, epoch_micros
@@ -45,7 +46,8 @@ class CompiledAvro:
         self._writers = WriterFactory()
         self._write = self._writers.make(node)
         self._coerce = CoercionFactory(self._writers, refuse_unknown=unknown_fields == "error").make(node)
-        self._decode = self._decoding(ReaderFactory().make_whole(node, node))
+        self._encode = write_source(self._writers, node, self._encode_any) or self._encode_any
+        self._decode = self._decoder_of(self)
         self._decoders = lru_cache(maxsize=64)(self._decoder_of)
 
     def coerce(self, payload: Any) -> Any:
@@ -79,6 +81,9 @@ class CompiledAvro:
         Raises:
             EncodeError: The payload does not fit, which is checked again; with every field that is wrong.
         """
+        return self._encode(payload)
+
+    def _encode_any(self, payload: Any) -> bytes:
         return bytes(self._binary(payload))
 
     def _binary(self, payload: Any) -> bytearray:
@@ -113,11 +118,13 @@ class CompiledAvro:
         return self._decoders(writer)  # type: ignore[arg-type]  # compiled schemas are compared by identity
 
     def _decoder_of(self, writer: CompiledSchema) -> Decoder:
-        return self._decoding(self._reading(writer))
+        factory = ReaderFactory()
+        decode = self._decoding(self._reading(writer, factory))
+        return read_source(factory, self._writer_node(writer), self.node, decode) or decode
 
-    def _reading(self, writer: CompiledSchema) -> Read:
+    def _reading(self, writer: CompiledSchema, factory: ReaderFactory) -> Read:
         try:
-            return ReaderFactory().make_whole(self._writer_node(writer), self.node)
+            return factory.make_whole(self._writer_node(writer), self.node)
         except RecursionError as error:
             raise DecodeError("the writer's schema is nested too deeply", schema=self.full_name or None) from error
 

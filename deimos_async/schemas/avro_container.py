@@ -62,7 +62,7 @@ class CompiledAvroContainer(CompiledAvro):
             raise DecodeError(
                 f"the schema in the file cannot be used: {error}", schema=self.full_name or None
             ) from error
-        read = self._reading(source)
+        read = self._reading(source, ReaderFactory())
         return self._decoding(read), self._decoding(read, to_end=False)
 
     def _decode_file(self, data: bytes, offset: int) -> Any:

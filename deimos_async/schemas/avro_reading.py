@@ -13,14 +13,30 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 from deimos_async.schemas.avro_coercion import default_value
+from deimos_async.schemas.avro_logical import Logical
 from deimos_async.schemas.avro_types import Field, Node
 from deimos_async.schemas.coercion import Unfit, key_step
 from deimos_async.schemas.protocol import NO_DEFAULT
 
-__all__ = ["BROKEN", "Read", "ReaderFactory", "Unreadable", "problem_of", "read_bytes", "read_long", "resolves"]
+__all__ = [
+    "BROKEN",
+    "Read",
+    "ReaderFactory",
+    "RecordPlan",
+    "Unreadable",
+    "logical_between",
+    "matches",
+    "problem_of",
+    "read_block",
+    "read_bytes",
+    "read_int",
+    "read_long",
+    "record_plan",
+    "resolves",
+]
 
 Read = Callable[[bytes, int], tuple[Any, int]]
 """(data, position) -> (value, position behind it). Raises `Unreadable`, or IndexError at the end of the data."""
@@ -83,12 +99,13 @@ class ReaderFactory:
     def __init__(self) -> None:
         self._made: dict[tuple[Node, Node], Read] = {}
         self._open: set[tuple[Node, Node]] = set()
-        self._has_empty_items = False
+        self.has_empty_items = False
+        """Whether there are arrays whose items take no bytes, which must be counted."""
 
     def make_whole(self, writer: Node, reader: Node) -> Read:
         """`make` for whole messages: what each may ask for is counted anew."""
         read = self.make(writer, reader)
-        if not self._has_empty_items:
+        if not self.has_empty_items:
             return read
         return lambda data, position: read(_Counted(data), position)
 
@@ -112,7 +129,7 @@ class ReaderFactory:
         if reader.kind == "union":
             branch = _branch_for(writer, reader)
             return self.make(writer, branch) if branch is not None else _mismatch(writer, reader)
-        if not _matches(writer, reader):
+        if not matches(writer, reader):
             return _mismatch(writer, reader)
         if writer.kind == "record":
             return self._record(writer, reader)
@@ -120,7 +137,7 @@ class ReaderFactory:
             read_item = self.make(writer.items, reader.items)
             if not _takes_no_bytes(writer.items, set()):
                 return _array(read_item)
-            self._has_empty_items = True
+            self.has_empty_items = True
             return _array_of_nothing(read_item)
         if writer.kind == "map":
             return _map(self.make(writer.items, reader.items))
@@ -150,41 +167,68 @@ class ReaderFactory:
     def _record(self, writer: Node, reader: Node) -> Read:
         if writer is reader:
             return _plain_record(tuple((entry.name, self.make(entry.node, entry.node)) for entry in writer.fields))
-        wanted = {entry.name: entry for entry in reader.fields}
-        sources: dict[str, Field] = {}
-        for entry in writer.fields:
-            if entry.name in wanted:
-                sources[entry.name] = wanted[entry.name]
-        for entry in reader.fields:
-            if entry.name not in sources:
-                for alias in entry.aliases:
-                    if any(written.name == alias for written in writer.fields) and alias not in sources:
-                        sources[alias] = entry
-                        break
-        found = {entry.name for entry in sources.values()}
-        defaults = []
-        for entry in reader.fields:
-            if entry.name not in found:
-                try:
-                    if entry.default is NO_DEFAULT:
-                        raise Unfit("no default")
-                    defaults.append((entry.name, default_value(entry.node, entry.default)))
-                except Unfit:
-                    return _failing(
-                        f"the writer's {writer.name} has no field {entry.name}, and the reader's has no default for it"
-                    )
-        steps = []
-        for entry in writer.fields:
-            target = sources.get(entry.name)
-            if target is None:
-                steps.append((entry.name, self.make(entry.node, entry.node), False))
-            else:
-                steps.append((target.name, self.make(entry.node, target.node), True))
-        if not defaults and all(kept for *_, kept in steps):
-            names = [name for name, *_ in steps]
-            if names == [entry.name for entry in reader.fields]:
-                return _plain_record(tuple((name, read) for name, read, _ in steps))
-        return _resolved_record(tuple(steps), tuple(defaults), tuple(wanted))
+        plan = record_plan(writer, reader)
+        if isinstance(plan, str):
+            return _failing(plan)
+        steps = tuple(
+            (step.name, self.make(step.writer, step.reader or step.writer), step.reader is not None)
+            for step in plan.steps
+        )
+        if not plan.defaults and all(kept for *_, kept in steps) and tuple(name for name, *_ in steps) == plan.order:
+            return _plain_record(tuple((name, read) for name, read, _ in steps))
+        return _resolved_record(steps, plan.defaults, plan.order)
+
+
+class RecordStep(NamedTuple):
+    """A field as it was written: what it is called in the result, and its types; `reader` None: it is passed over."""
+
+    name: str
+    writer: Node
+    reader: Node | None
+
+
+class RecordPlan(NamedTuple):
+    """How a writer's record becomes a reader's: fields as they were written, defaults, and the order of the result."""
+
+    steps: tuple[RecordStep, ...]
+    defaults: tuple[tuple[str, Any], ...]
+    order: tuple[str, ...]
+
+
+def record_plan(writer: Node, reader: Node) -> RecordPlan | str:
+    """How to resolve one record to another (or to itself); text: why it cannot be done."""
+    order = tuple(entry.name for entry in reader.fields)
+    if writer is reader:
+        return RecordPlan(tuple(RecordStep(entry.name, entry.node, entry.node) for entry in writer.fields), (), order)
+    wanted = {entry.name: entry for entry in reader.fields}
+    sources: dict[str, Field] = {}
+    for entry in writer.fields:
+        if entry.name in wanted:
+            sources[entry.name] = wanted[entry.name]
+    for entry in reader.fields:
+        if entry.name not in sources:
+            for alias in entry.aliases:
+                if any(written.name == alias for written in writer.fields) and alias not in sources:
+                    sources[alias] = entry
+                    break
+    found = {entry.name for entry in sources.values()}
+    defaults = []
+    for entry in reader.fields:
+        if entry.name not in found:
+            try:
+                if entry.default is NO_DEFAULT:
+                    raise Unfit("no default")
+                defaults.append((entry.name, default_value(entry.node, entry.default)))
+            except Unfit:
+                return f"the writer's {writer.name} has no field {entry.name}, and the reader's has no default for it"
+    steps = []
+    for entry in writer.fields:
+        target = sources.get(entry.name)
+        if target is None:
+            steps.append(RecordStep(entry.name, entry.node, None))
+        else:
+            steps.append(RecordStep(target.name, entry.node, target.node))
+    return RecordPlan(tuple(steps), tuple(defaults), order)
 
 
 def resolves(writer: Node, reader: Node) -> bool:
@@ -193,10 +237,11 @@ def resolves(writer: Node, reader: Node) -> bool:
         return True
     if writer.name and reader.name and writer.name != reader.name and writer.name not in reader.aliases:
         return False
-    return _matches(writer, reader)
+    return matches(writer, reader)
 
 
-def _matches(writer: Node, reader: Node) -> bool:
+def matches(writer: Node, reader: Node) -> bool:
+    """Whether types other than unions can be resolved: by kind, promotion, size, and name below the top."""
     if writer.kind != reader.kind:
         return reader.kind in _PROMOTIONS.get(writer.kind, ())
     if not writer.name:
@@ -216,7 +261,7 @@ def _branch_for(writer: Node, reader: Node) -> Node | None:
             return 0
         return 1
 
-    fitting = [branch for branch in reader.branches if _matches(writer, branch)]
+    fitting = [branch for branch in reader.branches if matches(writer, branch)]
     return min(fitting, key=distance) if fitting else None
 
 
@@ -265,7 +310,8 @@ def read_long(data: bytes, position: int) -> tuple[int, int]:
     return (number >> 1) ^ -(number & 1), position
 
 
-def _read_int(data: bytes, position: int) -> tuple[int, int]:
+def read_int(data: bytes, position: int) -> tuple[int, int]:
+    """A zig-zag varint of at most 32 bits."""
     byte = data[position]
     if byte < 128:
         return _ZIGZAG[byte], position + 1
@@ -321,7 +367,7 @@ def _read_string(data: bytes, position: int) -> tuple[str, int]:
 _SCALARS: Mapping[str, Read] = {
     "null": _read_null,
     "boolean": _read_boolean,
-    "int": _read_int,
+    "int": read_int,
     "long": read_long,
     "float": _read_float,
     "double": _read_double,
@@ -345,12 +391,16 @@ def _scalar(writer: Node, reader: Node) -> Read:
     read = _fixed(writer.size) if writer.kind == "fixed" else _SCALARS[writer.kind]
     if writer.kind != reader.kind and reader.kind in _PROMOTED:
         read = _converted(read, _PROMOTED[reader.kind])
-    if reader.logical is None:
-        return read
+    logical = logical_between(writer, reader)
+    return read if logical is None else _converted(read, logical.from_raw)
+
+
+def logical_between(writer: Node, reader: Node) -> Logical | None:
+    """The logical type by which a raw value is read: the reader's kind of value, in the writer's unit or scale."""
     logical = reader.logical
-    if writer.logical is not None and writer.logical.group == logical.group:
-        logical = writer.logical  # the same kind of value in the writer's unit or scale
-    return _converted(read, logical.from_raw)
+    if logical is not None and writer.logical is not None and writer.logical.group == logical.group:
+        return writer.logical
+    return logical
 
 
 _PROMOTED: Mapping[str, Callable[[Any], Any]] = {
@@ -389,7 +439,8 @@ def _enum(writer: Node, reader: Node) -> Read:
 # --- containers -----------------------------------------------------------------------------------------------------
 
 
-def _block(data: bytes, position: int) -> tuple[int, int]:
+def read_block(data: bytes, position: int) -> tuple[int, int]:
+    """The count of items in a block of an array or map; the size in bytes that may follow is passed over."""
     count, position = read_long(data, position)
     if count < 0:
         count = -count
@@ -408,7 +459,7 @@ def _array(read_item: Read) -> Read:
                 count = data[position]
                 if count == 0:
                     return items, position + 1
-                count, position = _block(data, position)
+                count, position = read_block(data, position)
                 if count > len(data) - position:
                     raise Unreadable("more items than the data can hold")
                 for _ in range(count):
@@ -424,7 +475,7 @@ def _array_of_nothing(read_item: Read) -> Read:
     def read(data: bytes, position: int) -> tuple[list[Any], int]:
         items: list[Any] = []
         while True:
-            count, position = _block(data, position)
+            count, position = read_block(data, position)
             if count == 0:
                 return items, position
             # make_whole has made it a _Counted
@@ -442,7 +493,7 @@ def _map(read_value: Read) -> Read:
         key = ""
         try:
             while True:
-                count, position = _block(data, position)
+                count, position = read_block(data, position)
                 if count == 0:
                     return values, position
                 if count > len(data) - position:
