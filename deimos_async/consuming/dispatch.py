@@ -53,8 +53,8 @@ message_logger = logging.getLogger("deimos_async.messages")
 
 _YIELD_AFTER = 0.01
 """Seconds of handlers that never wait, after which other tasks (heartbeats among them) get their turn."""
-_LOOK_EVERY = 7
-"""The clock is looked at after so many messages and one (a mask: a power of two less one)."""
+_LOOK_EVERY = 8
+"""The clock is looked at after so many messages."""
 
 
 class Decoding(Protocol):
@@ -261,81 +261,84 @@ class Dispatcher:
         logged = message_logger.isEnabledFor(logging.INFO)
         clock = time.perf_counter
         began = turn_began = clock()
-        handled = 0
-        ended: list[InboundRecord] = []
-        end = ended.append
         in_order = lane.is_whole_partition
+        ended: list[InboundRecord] = partition.ended if in_order else []
+        end = ended.append
         passed_over = partition.passed_over
         is_retry = work.is_retry
+        handled = 0
+        timed = False
+        message: Message[Any]
+        records = tuple(lane.records)
         try:
-            for record in tuple(lane.records):
-                if partition.halted and record.offset >= partition.finish_below:
-                    return
-                if passed_over and record.offset in passed_over:
-                    self._settle(lane, ended)
-                    self._pass_over(lane, [record])
-                    continue
-                if is_retry:
-                    self._wait_until_due(lane, record, ended)
-                try:
-                    if handled:
-                        message: Message[Any] = Message(record, decode_key(record.key), decode_payload(record.value))
-                    else:  # the first of a slice is timed for all
-                        decoding = clock()
-                        message = Message(record, decode_key(record.key), decode_payload(record.value))
-                        self.measured.decoded(clock() - decoding)
-                except unknown_writer as unknown:
-                    self._settle(lane, ended)
-                    await self._learn(lane, record, unknown)
-                    return  # offered again at once
-                except Exception as error:
-                    self._settle(lane, ended)
-                    await self._failed(lane, (record,), (), error, undecodable=True)
-                    continue
-                try:
-                    if samples is not None and samples(record.headers):
-                        await self._traced_message(message)
-                    else:
-                        await call(message)
-                except asyncio.CancelledError as error:
-                    _raise_if_ours(error)
-                    self._settle(lane, ended)
-                    await self._failed(lane, (record,), (message,), error)
-                    continue
-                except Exception as error:
-                    self._settle(lane, ended)
-                    await self._failed(lane, (record,), (message,), error)
-                    continue
-                end(record)
-                if in_order:
-                    partition.position = record.offset + 1
-                else:
-                    self._settle(lane, ended)
-                handled += 1
-                if logged:
-                    self._log_handled((message,))
-                if not handled & _LOOK_EVERY and clock() - turn_began > _YIELD_AFTER:
-                    self._settle(lane, ended)
+            for start in range(0, len(records), _LOOK_EVERY):
+                for record in records[start : start + _LOOK_EVERY]:
+                    if partition.halted and record.offset >= partition.finish_below:
+                        return
+                    if passed_over and record.offset in passed_over:
+                        handled += self._settle(lane, ended)
+                        self._pass_over(lane, [record])
+                        continue
+                    if is_retry:
+                        self._wait_until_due(lane, record)
+                    try:
+                        if timed:
+                            message = Message(record, decode_key(record.key), decode_payload(record.value))
+                        else:  # the first of a slice is timed for all
+                            decoding = clock()
+                            message = Message(record, decode_key(record.key), decode_payload(record.value))
+                            self.measured.decoded(clock() - decoding)
+                            timed = True
+                    except unknown_writer as unknown:
+                        handled += self._settle(lane, ended)
+                        await self._learn(lane, record, unknown)
+                        return  # offered again at once
+                    except Exception as error:
+                        handled += self._settle(lane, ended)
+                        await self._failed(lane, (record,), (), error, undecodable=True)
+                        continue
+                    try:
+                        if samples is not None and samples(record.headers):
+                            await self._traced_message(message)
+                        else:
+                            await call(message)
+                    except asyncio.CancelledError as error:
+                        _raise_if_ours(error)
+                        handled += self._settle(lane, ended)
+                        await self._failed(lane, (record,), (message,), error)
+                        continue
+                    except Exception as error:
+                        handled += self._settle(lane, ended)
+                        await self._failed(lane, (record,), (message,), error)
+                        continue
+                    end(record)
+                    if logged:
+                        self._log_handled((message,))
+                    if not in_order:
+                        handled += self._settle(lane, ended)
+                if clock() - turn_began > _YIELD_AFTER:
+                    handled += self._settle(lane, ended)
                     await asyncio.sleep(0)
                     turn_began = clock()
         finally:
-            self._settle(lane, ended)
+            handled += self._settle(lane, ended)
             if handled:
                 self._count_handled(handled, clock() - began)
 
-    def _wait_until_due(self, lane: Lane, record: InboundRecord, ended: list[InboundRecord]) -> None:
+    def _wait_until_due(self, lane: Lane, record: InboundRecord) -> None:
         """Raises `_Parked` if a message of a retry topic must still wait; those behind it are due later."""
         remaining = dead_letters.due(record) - self.work.clock.time()
         if remaining > 0:
-            self._settle(lane, ended)
             self._park(lane, remaining)
 
     @staticmethod
-    def _settle(lane: Lane, ended: list[InboundRecord]) -> None:
-        """Take what has ended off the lane."""
-        if ended:
+    def _settle(lane: Lane, ended: list[InboundRecord]) -> int:
+        """Take what has ended off the lane; returns how many."""
+        count = len(ended)
+        if count:
             lane.partition.finished(lane, ended)
             ended.clear()
+        return count
 
     async def _run_batches(self, lane: Lane) -> None:
         work = self.work
@@ -348,7 +351,7 @@ class Dispatcher:
                 return  # offered again at once
         if work.is_retry:
             batch = batch[:1]  # each has a time of its own, and came here for an error of its own
-            self._wait_until_due(lane, batch[0], [])
+            self._wait_until_due(lane, batch[0])
         began = time.perf_counter()
         messages, undecodable = await self._decode_batch(lane, batch)
         if not messages:

@@ -98,7 +98,7 @@ class Partition:
         busy: Lanes at which a worker is.
         paused: Fetching is paused for backpressure.
         record_bytes: Size of a large record of the last fetch.
-        position: Next offset that the group should read after a restart; None until something has ended.
+        ended: Where the partition is one lane: records at its head that have ended and are not taken off it yet.
         committed: Last position that was committed, or None.
         first: Offset of the first record that came in this assignment, or None.
         arrivals: How old the next message is.
@@ -110,25 +110,27 @@ class Partition:
         "_closes_gaps",
         "_frontier",
         "_ordering",
+        "_position",
         "_single",
         "arrivals",
         "buffered",
         "busy",
         "committed",
         "draining",
+        "ended",
         "finish_below",
         "first",
         "halted",
         "id",
         "passed_over",
         "paused",
-        "position",
         "record_bytes",
     )
 
     def __init__(self, id: TopicPartition, ordering: Ordering) -> None:
         self.id = id
-        self.position: int | None = None
+        self.ended: list[InboundRecord] = []
+        self._position: int | None = None
         self.buffered = 0
         self.busy = 0
         self.halted = False
@@ -179,17 +181,27 @@ class Partition:
 
     def finished(self, lane: Lane, records: Sequence[InboundRecord]) -> None:
         """These records at the lane's head have ended, one way or another."""
-        pop = lane.records.popleft
         frontier = self._frontier
-        for record in records:
-            pop()
-            if frontier is not None:
+        if len(records) == len(lane.records):
+            lane.records.clear()
+        else:
+            for _ in records:
+                lane.records.popleft()
+        if frontier is None:
+            self._position = records[-1].offset + 1
+        else:
+            for record in records:
                 frontier.finished(record.offset)
-        self.position = frontier.position if frontier is not None else records[-1].offset + 1
+            self._position = frontier.position
         self.buffered -= len(records)
         lane.attempt = lane.waits = 0
         if lane.key is not None and not lane.records:
             self._by_key.pop(lane.key, None)
+
+    @property
+    def position(self) -> int | None:
+        """Next offset that the group should read after a restart; None until something has ended."""
+        return self.ended[-1].offset + 1 if self.ended else self._position
 
     def halt(self, *, closes_gaps: bool) -> None:
         """Begin nothing more, but what `finish_below` says.

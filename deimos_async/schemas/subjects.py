@@ -19,6 +19,7 @@ from deimos_async.errors import (
     SchemaIncompatibleError,
     SchemaNotFoundError,
 )
+from deimos_async.schemas.plain import PlainSchema
 from deimos_async.schemas.protocol import CompiledSchema, RegisteredSchema, SchemaBackend
 from deimos_async.schemas.registry_flights import PerLoop, SingleFlight
 from deimos_async.schemas.wire import FRAME_BYTES, frame_prefix, schema_id
@@ -80,6 +81,10 @@ def subject_name(strategy: str, topic: str, full_name: str, *, is_key: bool) -> 
     return f"{topic}-{'key' if is_key else 'value'}"
 
 
+def _as_they_are(data: bytes | None) -> bytes | None:
+    return data
+
+
 class LocalSide:
     """Bodies without a frame: whoever reads has the schema, or finds it in the body.
 
@@ -93,7 +98,8 @@ class LocalSide:
     def __init__(self, topic: str, schema: CompiledSchema) -> None:
         self._topic = topic
         self.writing = schema
-        self.decode = self._make_decode(schema.decoder())
+        # bytes that are not decoded are passed on without a call to say so
+        self.decode = _as_they_are if isinstance(schema, PlainSchema) else self._make_decode(schema.decoder())
 
     def encode(self, payload: Any) -> bytes:
         """Bytes of a payload that `writing.coerce` returned. Raises EncodeError."""
