@@ -28,7 +28,8 @@ demo: ## the shop example; FOREVER=1 keeps it running
 	@$(PYTHON) scripts/make_venv.py package
 	@$(VENV)/bin/python examples/shop/demo.py $(if $(FOREVER),--forever)
 
-bench: venv ## the benchmarks, on real services; ARGS goes to them
+bench: venv ## the benchmarks, on real services, and of other frameworks in .venv-peers; ARGS="--area consume --rounds 1"
+	@$(PYTHON) scripts/make_venv.py peers
 	@$(VENV)/bin/python scripts/services.py exec -- $(VENV)/bin/python benchmarks/run.py $(ARGS)
 
 chaos: venv ## the fault trials in their long form, and benchmarks/chaos.md; ARGS="-k killed" goes to pytest
@@ -36,4 +37,4 @@ chaos: venv ## the fault trials in their long form, and benchmarks/chaos.md; ARG
 
 clean: ## delete what was built and cached in the checkout; .venv and running services stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache *.egg-info
-	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +

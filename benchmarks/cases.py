@@ -1,59 +1,23 @@
 """One measurement in a fresh process: prints what it did, the wall time and the CPU time of the timed part as JSON.
 
-Imports, connections and set-up are outside of the timed part;
-consuming is timed from the first call of the handler. CPU time is that of the whole process, all its threads.
+Ours, and the same by hand. Imports, connections and set-up are outside of the timed part; consuming is timed from the
+first call of the handler to the last.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
+import gc
 import io
 import json
-import os
 import resource
-import time
+import sys
 import uuid
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-KAFKA = os.environ.get("DEIMOS_TEST_KAFKA", "localhost:9092")
-REGISTRY = os.environ.get("DEIMOS_TEST_REGISTRY", "http://localhost:8081")
-SCHEMA = (HERE / "schemas/com/acme/BenchOrder.avsc").read_text()
-
-
-def order(number: int) -> dict[str, Any]:
-    """A record of about 180 bytes with its frame."""
-    return {
-        "order_id": number,
-        "customer": "Marie Skłodowska-Curie",
-        "coupon": None if number % 3 else "SPRING-2026",
-        "total": number * 1.25,
-        "placed_at": datetime(2026, 1, 1, 12, 30, tzinfo=UTC),
-        "address": {"street": "36 Quai de Béthune, third floor on the left", "city": "Paris", "zip": "75004"},
-        "tags": ["gift", "express", "fragile goods", "second order"],
-        "status": ("NEW", "PAID", "SHIPPED")[number % 3],
-    }
-
-
-class Clock:
-    """Wall and CPU time since `start`."""
-
-    def start(self) -> None:
-        self._cpu = self._used()
-        self._wall = time.perf_counter()
-
-    def stop(self) -> dict[str, float]:
-        return {"wall": time.perf_counter() - self._wall, "cpu": self._used() - self._cpu}
-
-    @staticmethod
-    def _used() -> float:
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        return usage.ru_utime + usage.ru_stime
-
+from measuring import BATCH_BYTES, BODY, FRAME, HERE, KAFKA, REGISTRY, SCHEMA, Clock, key, order, run_case
 
 # --- ours ------------------------------------------------------------------------------------------------------
 
@@ -108,7 +72,8 @@ async def consume_ours(
             for message in messages:
                 message.payload[field]
             handled += len(messages)
-            if handled >= count:
+            if handled == count:
+                clock.stop()
                 done.set()
     else:
 
@@ -118,41 +83,43 @@ async def consume_ours(
                 clock.start()
             message.payload[field]
             handled += 1
-            if handled >= count:
+            if handled == count:
+                clock.stop()
                 done.set()
 
     app.consumer(declared, group=f"bench-{uuid.uuid4().hex}", batch=batch, max_batch=500, max_wait=0.2)(handle)
     async with app.running():
         await done.wait()
-        return clock.stop()
+    return clock.measured
 
 
 async def handlers_ours(topic: str, count: int, *, concurrency: int, ordering: str) -> dict[str, float]:
     """Handlers that wait 10 ms, on one partition."""
     app, declared = application(topic, schema=False)
     clock, done = Clock(), asyncio.Event()
-    ended = 0
+    begun = ended = 0
 
     async def handle(message) -> None:  # type: ignore[no-untyped-def]
-        nonlocal ended
-        if not ended:
+        nonlocal begun, ended
+        if not begun:
             clock.start()
+        begun += 1
         await asyncio.sleep(0.01)
         ended += 1
-        if ended >= count:
+        if ended == count:
+            clock.stop()
             done.set()
 
     app.consumer(declared, group=f"bench-{uuid.uuid4().hex}", concurrency=concurrency, ordering=ordering)(handle)
     async with app.running():
         await done.wait()
-        return clock.stop()
+    return clock.measured
 
 
 async def produce_ours(topic: str, count: int, *, schema: bool) -> dict[str, float]:
     app, declared = application(topic, schema=schema)
     producer = app.producer(declared)
-    body = b"x" * 176
-    messages = [{"payload": order(number) if schema else body, "key": str(number % 1000)} for number in range(count)]
+    messages = [{"payload": order(number) if schema else BODY, "key": key(number)} for number in range(count)]
     clock = Clock()
     async with app.running():
         await producer.produce_many(messages[:10])
@@ -162,6 +129,76 @@ async def produce_ours(topic: str, count: int, *, schema: bool) -> dict[str, flo
         return clock.stop()
 
 
+async def memory_ours(topic: str, count: int, *, topics: int, in_memory: bool) -> dict[str, float]:
+    """Avro messages, sent to declared topics and handled by a consumer of each; every tenth of them goes to topics
+    that the others did not use, where there are so many.
+
+    Returns:
+        `first`: resident MB after the first tenth. `most`: the most after any other tenth. What the interpreter would
+        free at its next collection is not counted, nor what the broker in memory would keep: it is told to delete.
+    """
+    from deimos_async import Key
+    from deimos_async.brokers.memory import MemoryBroker
+    from deimos_async.message import TopicPartition
+
+    # The broker in memory wakes all its consumers at whatever happens, so each looks after a hundred topics.
+    clusters = [f"c{number}" for number in range(topics // 100)] if in_memory else ["default"]
+    more = {f"clusters.{cluster}.bootstrap_servers": KAFKA for cluster in clusters if in_memory}
+    app, declared = application(topic, schema=True, embedded=in_memory, **more)
+    brokers = {cluster: MemoryBroker(cluster, partitions=1) for cluster in ("default", *clusters)}
+    if in_memory:
+        # As the test plugin does it: nobody can reach the brokers that `embedded` would make.
+        app._broker_factory = lambda cluster, settings: brokers[cluster]
+    producer = app.producer(declared)
+    places = {topic: "default"}
+    options: dict[str, Any] = {"schema": "com.acme.BenchOrder", "key": Key.plain()}
+    for number in range(1, topics):
+        cluster = clusters[number * len(clusters) // topics]
+        places[app.topic(f"{topic}-{number}", cluster=cluster, **options).name] = cluster
+    names = list(places)
+    handled, wanted, reached = 0, 0, asyncio.Event()
+
+    async def handle(message) -> None:  # type: ignore[no-untyped-def]
+        nonlocal handled
+        message.payload["order_id"]
+        handled += 1
+        if handled == wanted:
+            reached.set()
+
+    for name in names:
+        app.consumer(name, group=f"bench-{uuid.uuid4().hex}")(handle)
+    clock, sizes = Clock(), []
+    tenth = count // 10
+    async with app.running():
+        clock.start()
+        for number in range(10):
+            share = names[number * topics // 10 : (number + 1) * topics // 10] or names
+            each = tenth // len(share)
+            sent = [(name, which) for name in share for which in range(each)]
+            for start in range(0, len(sent), 5000):
+                part = sent[start : start + 5000]
+                wanted += len(part)
+                reached.clear()
+                await producer.produce_many(
+                    [{"topic": name, "payload": order(which), "key": key(which)} for name, which in part]
+                )
+                await reached.wait()
+                if in_memory:
+                    for name in {name for name, _ in part}:
+                        broker = brokers[places[name]]
+                        await broker.delete_before(await broker.end_offsets([TopicPartition(name, 0)]))
+            sizes.append(resident())
+            print(f"    {wanted} messages: {sizes[-1]:.1f} MB", file=sys.stderr, flush=True)
+        clock.stop()
+    return {"first": sizes[0], "most": max(sizes[1:]), **clock.measured}
+
+
+def resident() -> float:
+    """Resident memory in MB, without garbage."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+
+
 async def codec_ours(count: int, *, decode: bool, coerce: bool = False) -> dict[str, float]:
     from deimos_async.schemas.avro import avro_schema_registry
 
@@ -169,15 +206,15 @@ async def codec_ours(count: int, *, decode: bool, coerce: bool = False) -> dict[
     clock = Clock()
     payload = order(1)
     if decode:
-        data = b"\0\0\0\0\1" + compiled.encode(compiled.coerce(payload))
+        data = FRAME + compiled.encode(compiled.coerce(payload))
         read = compiled.decoder()
         clock.start()
         for _ in range(count):
-            read(data, 5)
+            read(data, len(FRAME))
         return clock.stop()
     clock.start()
     for _ in range(count):
-        b"\0\0\0\0\1" + compiled.encode(compiled.coerce(payload) if coerce else payload)
+        FRAME + compiled.encode(compiled.coerce(payload) if coerce else payload)
     return clock.stop()
 
 
@@ -193,7 +230,7 @@ async def codec_raw(count: int, *, decode: bool) -> dict[str, float]:
 
     def encode() -> bytes:
         out = io.BytesIO()
-        out.write(b"\0\0\0\0\1")
+        out.write(FRAME)
         schemaless_writer(out, parsed, payload)
         return out.getvalue()
 
@@ -202,7 +239,7 @@ async def codec_raw(count: int, *, decode: bool) -> dict[str, float]:
         clock.start()
         for _ in range(count):
             source = io.BytesIO(data)
-            source.seek(5)
+            source.seek(len(FRAME))
             schemaless_reader(source, parsed, None)
         return clock.stop()
     clock.start()
@@ -222,10 +259,13 @@ async def consume_raw(topic: str, count: int, *, schema: bool) -> dict[str, floa
         nonlocal handled
         if not handled:
             clock.start()
-        payload["order_id" if schema else 0]
+        payload[field]
         handled += 1
+        if handled == count:
+            clock.stop()
 
     clock = Clock()
+    field = "order_id" if schema else 0
     consumer = AIOKafkaConsumer(
         topic,
         bootstrap_servers=KAFKA,
@@ -240,13 +280,13 @@ async def consume_raw(topic: str, count: int, *, schema: bool) -> dict[str, floa
                 for record in records:
                     if schema:
                         source = io.BytesIO(record.value)
-                        source.seek(5)
+                        source.seek(len(FRAME))
                         await handle(schemaless_reader(source, parsed, None))
                     else:
                         await handle(record.value)
-        return clock.stop()
     finally:
         await consumer.stop()
+    return clock.measured
 
 
 async def produce_raw(topic: str, count: int, *, schema: bool) -> dict[str, float]:
@@ -255,10 +295,11 @@ async def produce_raw(topic: str, count: int, *, schema: bool) -> dict[str, floa
     from fastavro import parse_schema, schemaless_writer
 
     parsed = parse_schema(json.loads(SCHEMA))
-    body = b"\0\0\0\0\1" + b"x" * 176
-    payloads = [order(number) for number in range(count)] if schema else []
+    messages = [(key(number), order(number) if schema else BODY) for number in range(count)]
     clock = Clock()
-    producer = AIOKafkaProducer(bootstrap_servers=KAFKA, enable_idempotence=True, acks="all", max_batch_size=128 * 1024)
+    producer = AIOKafkaProducer(
+        bootstrap_servers=KAFKA, enable_idempotence=True, acks="all", max_batch_size=BATCH_BYTES
+    )
     await producer.start()
     try:
         partitions = len(await producer.partitions_for(topic))
@@ -266,20 +307,20 @@ async def produce_raw(topic: str, count: int, *, schema: bool) -> dict[str, floa
         for start in range(0, count, 5000):
             batches: list[Any] = []
             batch = producer.create_batch()
-            for number in range(start, min(start + 5000, count)):
+            for name, payload in messages[start : start + 5000]:
                 if schema:
                     out = io.BytesIO()
-                    out.write(b"\0\0\0\0\1")
-                    schemaless_writer(out, parsed, payloads[number])
+                    out.write(FRAME)
+                    schemaless_writer(out, parsed, payload)
                     value = out.getvalue()
                 else:
-                    value = body
-                key = str(number % 1000).encode()
-                assert (murmur2(key) & 0x7FFFFFFF) % partitions == 0
-                if batch.append(key=key, value=value, timestamp=None) is None:
+                    value = payload
+                encoded = name.encode()
+                assert (murmur2(encoded) & 0x7FFFFFFF) % partitions == 0
+                if batch.append(key=encoded, value=value, timestamp=None) is None:
                     batches.append(await producer.send_batch(batch, topic, partition=0))
                     batch = producer.create_batch()
-                    batch.append(key=key, value=value, timestamp=None)
+                    batch.append(key=encoded, value=value, timestamp=None)
             batches.append(await producer.send_batch(batch, topic, partition=0))
             await asyncio.gather(*batches)
         return clock.stop()
@@ -287,12 +328,7 @@ async def produce_raw(topic: str, count: int, *, schema: bool) -> dict[str, floa
         await producer.stop()
 
 
-async def fill(topic: str, count: int, *, schema: bool) -> dict[str, float]:
-    """A topic to read from."""
-    return await produce_ours(topic, count, schema=schema)
-
-
-CASES: dict[str, Callable[[str, int], Awaitable[dict[str, float]]]] = {
+CASES: dict[str, Callable[[str, int], Coroutine[Any, Any, dict[str, float]]]] = {
     "codec-coerce": lambda topic, count: codec_ours(count, decode=False, coerce=True),
     "codec-encode": lambda topic, count: codec_ours(count, decode=False),
     "codec-decode": lambda topic, count: codec_ours(count, decode=True),
@@ -303,27 +339,21 @@ CASES: dict[str, Callable[[str, int], Awaitable[dict[str, float]]]] = {
     "consume-avro": lambda topic, count: consume_ours(topic, count, schema=True, batch=False),
     "consume-avro-batch": lambda topic, count: consume_ours(topic, count, schema=True, batch=True),
     "consume-avro-telemetry": lambda topic, count: consume_ours(topic, count, schema=True, batch=False, telemetry=True),
+    "consume-avro-raw": lambda topic, count: consume_raw(topic, count, schema=True),
     "handlers-by-key": lambda topic, count: handlers_ours(topic, count, concurrency=32, ordering="key"),
     "handlers-in-turn": lambda topic, count: handlers_ours(topic, count, concurrency=1, ordering="partition"),
-    "consume-avro-raw": lambda topic, count: consume_raw(topic, count, schema=True),
     "produce-plain": lambda topic, count: produce_ours(topic, count, schema=False),
     "produce-plain-raw": lambda topic, count: produce_raw(topic, count, schema=False),
     "produce-avro": lambda topic, count: produce_ours(topic, count, schema=True),
     "produce-avro-raw": lambda topic, count: produce_raw(topic, count, schema=True),
-    "fill-plain": lambda topic, count: fill(topic, count, schema=False),
-    "fill-avro": lambda topic, count: fill(topic, count, schema=True),
+    "memory-topics": lambda topic, count: memory_ours(topic, count, topics=5000, in_memory=True),
+    "memory-kafka": lambda topic, count: memory_ours(topic, count, topics=1, in_memory=False),
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("case", choices=sorted(CASES))
-    parser.add_argument("--topic", default="")
-    parser.add_argument("--count", type=int, required=True)
-    arguments = parser.parse_args()
-    measured = asyncio.run(CASES[arguments.case](arguments.topic, arguments.count))
-    print(json.dumps({"count": arguments.count, **measured}))
+def in_loop(case: Callable[[str, int], Coroutine[Any, Any, dict[str, float]]]) -> Callable[..., dict[str, float]]:
+    return lambda topic, count: asyncio.run(case(topic, count))
 
 
 if __name__ == "__main__":
-    main()
+    run_case({name: in_loop(case) for name, case in CASES.items()})

@@ -457,6 +457,7 @@ class Running:
             session_timeout=consumers.session_timeout,
             heartbeat_interval=consumers.heartbeat_interval,
             rebalance_timeout=consumers.rebalance_timeout,
+            max_poll_interval=consumers.max_poll_interval,
             instance_id=_instance_id(consumers.instance_id, spec.name, work.topic),
             client_id=kafka_settings(settings, topic.options.cluster).client_id,
             fetch_max_bytes=consumers.fetch_max_bytes,

@@ -212,6 +212,9 @@ class ConsumersSettings(_Group):
     """Seconds between heartbeats; at most a third of `session_timeout`."""
     rebalance_timeout: Seconds = 60.0
     """Seconds that a member has for giving up its partitions when the group rebalances."""
+    max_poll_interval: Seconds = 300.0
+    """Seconds without asking for records after which a member leaves the group. Handlers do not count, however long
+    they take: records are asked for meanwhile. Only a consumer that has come to a halt itself is ended by it."""
     shutdown_timeout: Seconds = 30.0
     """Seconds that running handlers have at a stop, and at a rebalance, before they are cancelled."""
     commit_interval: Seconds = 1.0

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import sys
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -14,6 +15,9 @@ from types import FrameType
 import pytest
 from servers import KafkaBroker, ServerError, answers
 from services import KINDS, Policy, read_record, reason_variable, variable
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))
+from planted import SECRET, SecretWatch, plant
 
 _FIXTURES = {
     "kafka_bootstrap": "kafka",
@@ -74,6 +78,8 @@ _BOOK = pytest.StashKey[ServiceBook]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_BOOK] = ServiceBook(Policy.from_environment())
+    plant()
+    config.pluginmanager.register(SecretWatch(SECRET), "secret-watch")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end_as_by_ctrl_c)
 

@@ -12,6 +12,7 @@ What aiokafka leaves to its user, and how it is done here:
   would decide again, and skip what came between.
 - A commit that is still being repeated when its partitions are given up is ended: aiokafka would send it again with the
   next generation.
+- A static member whose place another process has taken ends with an error; aiokafka would take it back.
 - aiokafka knows no "lost": its generation was reset when `on_partitions_revoked` is called after an expired session.
 """
 
@@ -34,6 +35,7 @@ from aiokafka.protocol.group import LeaveGroupRequest
 
 from deimos_async.brokers import kafka_clients
 from deimos_async.brokers.kafka_errors import translate, translate_commit
+from deimos_async.brokers.kafka_fencing import is_fenced
 from deimos_async.brokers.kafka_options import KafkaOptions, check_extra, milliseconds
 from deimos_async.brokers.protocol import ConsumerOptions, RebalanceListener, TopicInfo
 from deimos_async.errors import (
@@ -123,6 +125,10 @@ class KafkaConsumer:
         self._signal = asyncio.Event()
         self._is_woken = False
         self._error: Exception | None = None
+        self._member_id = ""
+        """Our name in the current assignment, or the last one."""
+        self._fenced: BrokerError | None = None
+        """Another process has our instance id; nothing can follow."""
         self._before_unreadable: int | None = None
         """Records to ask for at most, while there is one that cannot be read behind them."""
 
@@ -173,6 +179,8 @@ class KafkaConsumer:
         while True:
             self._signal.clear()  # before all that is looked at, so that nothing that changes meanwhile is missed
             client = self._running()
+            if self._fenced is not None:
+                raise self._fenced
             if self._error is not None:
                 error, self._error = self._error, None
                 raise error
@@ -277,6 +285,9 @@ class KafkaConsumer:
             case UnicodeDecodeError():
                 await self._unreadable(client, error)
             case kafka.KafkaError() | OSError():
+                if await self._has_lost_its_place(client):
+                    assert self._fenced is not None
+                    raise self._fenced from error
                 raise translate(error, f"group {group!r}: fetch failed") from error
             case _:
                 raise error
@@ -494,10 +505,30 @@ class KafkaConsumer:
         self._forget_assignment()
         for committing in self._commits:
             committing.cancel()
+        if client is not None and not self._is_stopped and _is_lost(client) and await self._has_lost_its_place(client):
+            self._signal.set()
+            # Of the task that would join next. An error would only be logged.
+            raise asyncio.CancelledError
+
+    async def _has_lost_its_place(self, client: AIOKafkaConsumer) -> bool:
+        """Whether another process has joined with our instance id; then `fetch` raises from now on."""
+        instance_id = self._options.instance_id
+        if instance_id is None or not self._member_id:
+            return False
+        timeout = min(self._cluster.request_timeout, self._options.session_timeout)
+        if not await is_fenced(client, member_id=self._member_id, instance_id=instance_id, timeout=timeout):
+            return False
+        self._fenced = BrokerError(
+            f"group {self._options.group!r}: another process has joined as {instance_id!r} and has taken the place of "
+            "this one; give each process a consumers.instance_id of its own"
+        )
+        return True
 
     async def on_partitions_assigned(self, assigned: Iterable[KafkaPartition]) -> None:
         owned = frozenset(TopicPartition(*partition) for partition in assigned)
         self._forget_assignment()
+        if self._client is not None:
+            self._member_id = self._client._coordinator.member_id
         self._owned = owned
         self._undecided = set(owned)
         if self._is_stopped:

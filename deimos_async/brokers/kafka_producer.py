@@ -31,7 +31,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 from deimos_async.brokers import kafka_clients
 from deimos_async.brokers.kafka_errors import describe, is_refusal, is_too_large, translate
 from deimos_async.brokers.kafka_options import KafkaOptions, check_extra
-from deimos_async.brokers.partitioner import Partitioner, size_bound
+from deimos_async.brokers.partitioner import Partitioner, size_alone
 from deimos_async.brokers.protocol import ProducerOptions
 from deimos_async.errors import BrokerError, ConfigurationError, DeliveryError, NotRunningError
 from deimos_async.message import Delivery, OutboundRecord
@@ -332,7 +332,7 @@ class KafkaProducer:
             if topic is not last:
                 last, partitions, places = topic, counts[topic], shares.setdefault(topic, {})
             if record.headers or (len(value) if value else 0) + (len(key) if key else 0) > small:
-                size = size_bound(record)
+                size = size_alone(record)
                 if size > limit:
                     text = f"topic {topic!r}: a message of {size} bytes is above max_request_bytes ({limit})"
                     call.failed([index], _Failure(text))
@@ -498,7 +498,7 @@ class KafkaProducer:
             for index in indexes:
                 record = records[index]
                 headers = record.headers
-                if max_bytes is not None and builder.record_count() and builder.size() + size_bound(record) > max_bytes:
+                if max_bytes is not None and builder.record_count() and builder.size() + size_alone(record) > max_bytes:
                     is_full = True
                     break
                 try:

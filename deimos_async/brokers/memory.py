@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from datetime import datetime
 
-from deimos_async.brokers.partitioner import Partitioner, size_bound
+from deimos_async.brokers.partitioner import Partitioner, size_alone
 from deimos_async.brokers.protocol import (
     ConsumerOptions,
     NewTopic,
@@ -709,7 +709,7 @@ class MemoryProducer:
             return f"cluster {self._broker.name!r} has no topic {record.topic!r}: create it first"
         if record.partition is not None and not 0 <= record.partition < len(logs):
             return f"topic {record.topic!r} has no partition {record.partition}, it has {len(logs)}"
-        if (size := size_bound(record)) > self._options.max_request_bytes:
+        if (size := size_alone(record)) > self._options.max_request_bytes:
             return (
                 f"topic {record.topic!r}: a message of {size} bytes is above max_request_bytes "
                 f"({self._options.max_request_bytes})"

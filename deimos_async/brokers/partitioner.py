@@ -11,16 +11,15 @@ from functools import lru_cache
 
 from deimos_async.message import OutboundRecord
 
-__all__ = ["Partitioner", "murmur2", "size_bound"]
+__all__ = ["Partitioner", "murmur2", "size_alone"]
 
 _MASK = 0xFFFFFFFF
 _M = 0x5BD1E995
 _SEED = 0x9747B28C
 
-_RECORD_OVERHEAD = 61 + 21
-"""Header of a record batch, and the most that a record's length, attributes, timestamp and offset take."""
-_LENGTH = 5
-"""Most bytes of a length (zigzag varint of 32 bits)."""
+_BATCH_HEADER = 61
+_OTHERS = 3
+"""Attributes, and the differences of timestamp and offset to the batch's first ones, which are 0 for a record alone."""
 
 
 def murmur2(data: bytes) -> int:
@@ -65,16 +64,31 @@ class Partitioner:
         return turn % partitions
 
 
-def size_bound(record: OutboundRecord) -> int:
-    """Upper bound of the record's size in a batch of its own, uncompressed, in bytes.
+def size_alone(record: OutboundRecord) -> int:
+    """Size of a batch that holds this record alone, uncompressed, in bytes: what a topic's limit is compared with.
+
+    To the byte: a record that one topic has taken must not be too large for another one with the same limit, however
+    many headers it has. Within a larger batch a record never takes more.
 
     Source: Kafka's record batch format, magic 2.
     """
-    size = _RECORD_OVERHEAD + 3 * _LENGTH
-    if record.key is not None:
-        size += len(record.key)
-    if record.value is not None:
-        size += len(record.value)
-    for name, value in record.headers:
-        size += 2 * _LENGTH + len(name.encode()) + (0 if value is None else len(value))
-    return size
+    size = _OTHERS
+    key, value = record.key, record.value
+    size += 1 if key is None else _length_size(len(key)) + len(key)
+    size += 1 if value is None else _length_size(len(value)) + len(value)
+    size += _length_size(len(record.headers))
+    for name, data in record.headers:
+        # Written out for lengths of one byte, as there may be half a million of these in a megabyte.
+        length = len(name) if name.isascii() else len(name.encode())
+        size += length + (1 if length < 64 else _length_size(length))
+        if data is None:
+            size += 1
+        else:
+            length = len(data)
+            size += length + (1 if length < 64 else _length_size(length))
+    return _BATCH_HEADER + _length_size(size) + size
+
+
+def _length_size(number: int) -> int:
+    """Bytes that a length takes: seven bits in each, of its double (zigzag)."""
+    return max(1, ((2 * number).bit_length() + 6) // 7)

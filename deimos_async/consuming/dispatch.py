@@ -265,7 +265,8 @@ class Dispatcher:
         ended: list[InboundRecord] = partition.ended if in_order else []
         end = ended.append
         passed_over = partition.passed_over
-        is_retry = work.is_retry
+        is_special = work.is_retry or bool(passed_over)  # what comes later is not in `records`
+        is_plain = in_order and not logged
         handled = 0
         timed = False
         message: Message[Any]
@@ -275,12 +276,13 @@ class Dispatcher:
                 for record in records[start : start + _LOOK_EVERY]:
                     if partition.halted and record.offset >= partition.finish_below:
                         return
-                    if passed_over and record.offset in passed_over:
-                        handled += self._settle(lane, ended)
-                        self._pass_over(lane, [record])
-                        continue
-                    if is_retry:
-                        self._wait_until_due(lane, record)
+                    if is_special:
+                        if record.offset in passed_over:
+                            handled += self._settle(lane, ended)
+                            self._pass_over(lane, [record])
+                            continue
+                        if work.is_retry:
+                            self._wait_until_due(lane, record)
                     try:
                         if timed:
                             message = Message(record, decode_key(record.key), decode_payload(record.value))
@@ -312,6 +314,8 @@ class Dispatcher:
                         await self._failed(lane, (record,), (message,), error)
                         continue
                     end(record)
+                    if is_plain:
+                        continue
                     if logged:
                         self._log_handled((message,))
                     if not in_order:

@@ -19,10 +19,12 @@ from deimos_async.message import TopicPartition
 if TYPE_CHECKING:  # start-up time: pydantic is loaded with the application
     from deimos_async.settings import Settings
 
-__all__ = ["PROGRESS_GROUP", "LetterDesk", "LetterTopic", "Opened"]
+__all__ = ["CLAIM_GROUP", "PROGRESS_GROUP", "LetterDesk", "LetterTopic", "Opened"]
 
 PROGRESS_GROUP = "deimos-dead-letters"
 """Group whose offsets say what was replayed; `producers.topic_prefix` comes before it. It never has members."""
+CLAIM_GROUP = "deimos-dead-letters-claims"
+"""Group whose offsets say which replay began last; as for the other one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,6 +76,7 @@ class LetterDesk:
         self.settings = settings
         self.prefix = settings.producers.topic_prefix
         self.progress_group = self.prefix + PROGRESS_GROUP
+        self.claim_group = self.prefix + CLAIM_GROUP
 
     # --- which topics ------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """Sending dead letters back to the topics they came from.
 
 A letter is replayed at least once: it counts as replayed when the broker has acknowledged the message and what was
-replayed is stored, list by list. A replay that is ended between the two repeats the last list when it runs again.
+replayed is stored, list by list. A replay that is ended between the two repeats the last list when it runs again. Of
+replays that run at the same time the one that began last goes on (see `claim.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 
 from deimos_async.brokers.protocol import BrokerProducer, ProducerOptions, StoredOffset
 from deimos_async.errors import ConfigurationError, DeliveryError
+from deimos_async.letters.claim import Claim
 from deimos_async.letters.desk import LetterDesk, LetterTopic
 from deimos_async.letters.letter import Letter, LetterFilter, back_to_origin
 from deimos_async.letters.progress import Progress
@@ -118,6 +120,7 @@ class Replay:
         self._pace = Pace(options.rate)
         self._partitions: dict[tuple[str, str], int] = {}
         self._readers = {(consumer.kafka_group, consumer.topic.kafka_name) for consumer in desk.plan.consumers}
+        self._claims: dict[str, Claim] = {}
         self._seen = 0
         self._total = 0
         self.report = ReplayReport()
@@ -130,9 +133,18 @@ class Replay:
         Raises:
             ConfigurationError: More letters were passed over than can be remembered.
             DeliveryError: A message was not acknowledged, and may be the next time; what was acknowledged is noted.
-            CommitError: What was replayed could not be noted.
+            CommitError: What was replayed could not be noted, or, with `lost`, another replay has begun meanwhile; what
+                was sent last and not noted is replayed again.
         """
         bounds = await self._desk.bounds(self._topics)
+        if not self._options.dry_run:
+            # Before the notes are read: whoever notes something afterwards sees the claim and ends.
+            self._claims = {
+                cluster: Claim(self._desk.brokers[cluster], self._desk.claim_group, ids)
+                for cluster, ids in bounds.items()
+            }
+            for claim in self._claims.values():
+                await claim.take()
         progress = {cluster: await self._desk.progress(cluster, ids) for cluster, ids in bounds.items()}
         ranges = {
             cluster: {
@@ -260,6 +272,7 @@ class Replay:
                 f"`dead-letters drop --before {chunk[0][0].address}`, and go on then"
             )
         await asyncio.sleep(self._pace.delay(len(chunk), asyncio.get_running_loop().time()))
+        await self._claims[cluster].check()
         failure = None
         try:
             await producer.send([message for _, message in chunk])
@@ -269,6 +282,7 @@ class Replay:
             chunk = [pair for pair, delivery in zip(chunk, deliveries, strict=True) if delivery is not None]
             expected = _with_marks(done, chunk)
         if chunk:
+            await self._claims[cluster].check()
             stored = StoredOffset(expected.position, expected.encoded() or "")
             await self._desk.brokers[cluster].store_offsets(self._desk.progress_group, {id: stored})
         self.report.replayed.update(message.topic for _, message in chunk)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
 import pytest
+from planted import SECRET, VARIABLE, check_hidden
 
 DEADLINE = 120.0
 """Generous: machines are shared. Nothing here is about speed."""
@@ -80,7 +81,7 @@ async def launch() -> AsyncIterator[Launch]:
         process = await asyncio.create_subprocess_exec(
             *command,
             cwd=folder,
-            env={**inherited, "PYTHONUNBUFFERED": "1", **(environment or {})},
+            env={**inherited, "PYTHONUNBUFFERED": "1", VARIABLE: SECRET, **(environment or {})},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
@@ -90,3 +91,5 @@ async def launch() -> AsyncIterator[Launch]:
     yield launched
     for program in programs:
         await program.remove()
+    for program in programs:
+        check_hidden(program.output + program.errors, "what a program of this test has printed")

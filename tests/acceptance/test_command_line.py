@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from planted import SECRET, VARIABLE, check_hidden
 
 DEADLINE = 60.0
 
@@ -103,7 +104,8 @@ async def command(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
             "deimos_async",
             *arguments,
             cwd=tmp_path,
-            env={name: value for name, value in os.environ.items() if not name.startswith("DEIMOS_")} | environment,
+            env={name: value for name, value in os.environ.items() if not name.startswith("DEIMOS_")}
+            | {VARIABLE: SECRET, **environment},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
@@ -116,6 +118,8 @@ async def command(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
             running.process.kill()
         await running.reading
         await running.process.wait()
+    for running in commands:
+        check_hidden(running.out + running.err, "what a command has printed")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -210,6 +210,9 @@ async def test_letters_are_deleted_after_asking(shop: Shop) -> None:
     await shop.bury("it", "it", "it", broken="billing:it")
     refused = await shop.command("dead-letters", "drop", "shop:app", "--all", "--error", "ValueError", status=2)
     assert "up to an offset" in refused.errors
+    told = await shop.command("dead-letters", "drop", "--help")
+    assert "--replayed" in told.output
+    assert not [name for name in ("--group", "--error", "--since", "--until", "--key") if name in told.output]
     vague = await shop.command("dead-letters", "drop", "shop:app", status=2)
     assert "--before" in vague.errors
     unasked = await shop.command("dead-letters", "drop", "shop:app", "--all", status=1)

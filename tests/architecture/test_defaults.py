@@ -62,6 +62,7 @@ DEFAULTS: dict[str, Any] = {
     "consumers.session_timeout": 45.0,
     "consumers.heartbeat_interval": 3.0,
     "consumers.rebalance_timeout": 60.0,
+    "consumers.max_poll_interval": 300.0,
     "consumers.shutdown_timeout": 30.0,
     "consumers.commit_interval": 1.0,
     "consumers.max_records": 500,

@@ -6,7 +6,6 @@ Runs `deimos_async.cli.run.serve`, as `python -m deimos_async run` does, and aft
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import os
 import socket
@@ -18,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 from fault_ledger import fate, format_line
 
-from deimos_async import Backoff, Deimos, Key, Message, OnError, running
+from deimos_async import Backoff, Deimos, Key, Message, OnError
 from deimos_async.cli.loading import configure_logging, reporting
 from deimos_async.cli.run import run_loop, serve
 
@@ -121,11 +120,6 @@ async def audited() -> int:
 
 
 if __name__ == "__main__":
-    if "FAULT_MAX_POLL_INTERVAL" in os.environ:
-        # Five minutes, and no setting: what is longer than that is tried by making it shorter.
-        running.ConsumerOptions = functools.partial(  # type: ignore[misc,assignment]
-            running.ConsumerOptions, max_poll_interval=float(os.environ["FAULT_MAX_POLL_INTERVAL"])
-        )
     configure_logging("info", messages=False)
     with reporting():
         sys.exit(run_loop("asyncio", audited))

@@ -86,7 +86,11 @@ async def test_handler_slower_than_every_timeout_of_the_group_keeps_its_partitio
     fault_kafka: ProxiedKafka, unique_name: str
 ) -> None:
     # Longer for each message than the session and twice as long as the longest time between polls.
-    slow = {"FAULT_WORK": "4", "FAULT_MAX_POLL_INTERVAL": "2", "DEIMOS_CONSUMERS__SHUTDOWN_TIMEOUT": "30"}
+    slow = {
+        "FAULT_WORK": "4",
+        "DEIMOS_CONSUMERS__MAX_POLL_INTERVAL": "2",
+        "DEIMOS_CONSUMERS__SHUTDOWN_TIMEOUT": "30",
+    }
     name = "handler of 4 s, session timeout 3 s, poll interval 2 s"
     groups = ("partition", "batch")
     async with Trial(name, fault_kafka, unique_name, groups=groups, environment=slow, fails=False) as trial:

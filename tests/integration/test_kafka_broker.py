@@ -186,6 +186,40 @@ async def test_member_that_the_group_has_removed_hears_on_lost_and_joins_again(b
     assert await bench.broker.group_offsets(bench.group) == {}
 
 
+@pytest.mark.services("kafka")
+async def test_member_whose_instance_id_another_one_takes_ends_and_leaves_it_alone(bench: Bench):
+    await bench.create(2)
+    producer = await bench.producer()
+    older = await bench.member(instance_id="pod-1").join()
+    newer = await bench.member(instance_id="pod-1").join()
+    assert newer.consumer.assignment() == {bench.at(0), bench.at(1)}
+    with pytest.raises(BrokerError, match=r"another process has joined as 'pod-1'.*consumers\.instance_id") as caught:
+        await older.read_until(lambda: False)
+    assert not caught.value.retriable
+    assert older.events[-1] == ("lost", {bench.at(0), bench.at(1)})
+    assert older.consumer.assignment() == frozenset()
+    with pytest.raises(BrokerError, match="another process"):
+        await older.consumer.fetch(1, 0.1)
+    with pytest.raises(CommitError) as refused:
+        await older.consumer.commit({bench.at(0): 1})
+    assert refused.value.lost
+    await producer.send([OutboundRecord(bench.topic, value=b"1")])
+    assert [record.value for record in await newer.read(1)] == [b"1"]
+    async with asyncio.timeout(4):  # without the five seconds after which a client is abandoned
+        await older.consumer.stop()
+    await producer.send([OutboundRecord(bench.topic, value=b"2")])
+    assert [record.value for record in await newer.read(1)] == [b"2"]
+    assert [event for event, _ in newer.events] == ["assigned"], "nobody has taken the place from it"
+
+
+@pytest.mark.services("kafka")
+async def test_member_with_an_instance_id_whose_place_is_free_joins_again(bench: Bench, kafka_bootstrap: str):
+    await bench.create()
+    member = await bench.member(instance_id="pod-1").join()
+    await _remove_from_group(kafka_bootstrap, bench.group)
+    await member.read_until(lambda: [event for event, _ in member.events] == ["assigned", "lost", "assigned"])
+
+
 async def _remove_from_group(bootstrap: str, group: str) -> None:
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     network = AIOKafkaClient(bootstrap_servers=bootstrap)

@@ -15,11 +15,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from planted import SECRET
 from servers import KafkaBroker
 
 from deimos_async import BrokerUnavailableError, ConfigurationError, Deimos, DeimosError, Key, Message
 
-PASSWORD = "pl4nted-s3cret"
+PASSWORD = SECRET
 DEADLINE = 60.0
 pytestmark = pytest.mark.services("own_kafka")
 

@@ -28,6 +28,7 @@ from fault_kafka import (
 )
 from fault_ledger import GROUPS, Fault, Ledger, Offsets, duplicates, fate, parse_line, problems
 from fault_proxy import fault_lasts
+from planted import SECRET, check_hidden
 
 FAULTS = Path(__file__).parent.parent / "faults"
 IS_CHAOS = os.environ.get("DEIMOS_CHAOS", "") == "1"
@@ -66,6 +67,8 @@ class Member:
         self.left: dict[str, Any] | None = None
         """What it said to have left open when it ended: tasks and sockets."""
         self.is_to_end = False
+        self.telling: list[str] = []
+        """Log lines that hold the planted secret: there must be none."""
         self._trial = trial
         self._tail: deque[str] = deque(maxlen=100)
 
@@ -113,6 +116,8 @@ class Member:
         while text := await self.process.stderr.readline():
             line = text.decode(errors="replace")
             self._tail.append(line)
+            if SECRET in line:
+                self.telling.append(line)
             for mark in MARKS:
                 self.said[mark] += mark in line
             self._trial.changed()
@@ -207,6 +212,8 @@ class Trial:
         for member in self.members:
             await member.remove()
         await self._stack.aclose()
+        for member in self.members:
+            check_hidden("".join(member.telling), f"the log of {member.name}")
 
     def _letter_arrived(self, headers: Mapping[str, str]) -> None:
         group = headers["deimos-dlq-group"].rpartition(".")[2]

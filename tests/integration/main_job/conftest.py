@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from planted import check_hidden
 
 sys.path.insert(0, str(Path(__file__).parent))
 from harness import HERE, Program  # the folder is on the path from here on, also for the applications
@@ -27,6 +28,8 @@ async def start() -> AsyncIterator[Start]:
     yield started
     for program in programs:
         await program.remove()
+    for program in programs:
+        check_hidden(program.errors, "the log of a program")
 
 
 @pytest.fixture

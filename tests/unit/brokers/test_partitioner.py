@@ -4,7 +4,7 @@ import pytest
 from aiokafka.partitioner import murmur2 as murmur2_of_aiokafka
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
-from deimos_async.brokers.partitioner import Partitioner, murmur2, size_bound
+from deimos_async.brokers.partitioner import Partitioner, murmur2, size_alone
 from deimos_async.message import OutboundRecord
 
 
@@ -58,10 +58,23 @@ def test_sticky_partitions_take_turns_for_each_topic():
         (None, None, []),
         (b"", b"", []),
         (b"k" * 300, b"v" * 100_000, [("ü" * 200, b"x" * 5000), ("none", None), ("", b"")]),
+        (b"k" * 63, b"v" * 64, [("n" * 63, b"x" * 63), ("n" * 64, b"x" * 64), ("n" * 8191, b"x" * 8192)]),
+        (b"k" * 8191, b"v" * (1 << 20), [("ü" * 32, b"x" * (1 << 20)), ("ü" * 31, None)]),
+        (None, b"v" * ((1 << 20) - 1), [("", None)] * 8191),
+        (None, None, [("", None)] * 8192),
     ],
 )
-def test_size_bound_is_above_the_real_size_and_near_it(key, value, headers):
+def test_size_alone_is_that_of_a_batch_of_one_to_the_byte(key, value, headers):
     builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, 0, 1)
     builder.append(0, 1, key, value, headers)
-    bound = size_bound(OutboundRecord("t", key=key, value=value, headers=headers))
-    assert builder.size() <= bound <= builder.size() + 50 + 10 * len(headers)
+    assert size_alone(OutboundRecord("t", key=key, value=value, headers=headers)) == builder.size()
+
+
+def test_record_in_a_larger_batch_never_takes_more_than_alone():
+    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, 0, 1 << 30)
+    record = OutboundRecord("t", key=b"k", value=b"v", headers=[])
+    builder.append(0, 0, b"", b"", [])
+    before = builder.size()
+    # As far from the first record as a batch may say.
+    builder.append((1 << 31) - 1, (1 << 62), record.key, record.value, [])
+    assert builder.size() - before <= size_alone(record)
