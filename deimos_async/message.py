@@ -82,7 +82,6 @@ class OutboundRecord:
     def __init__(
         self,
         topic: str,
-        *,
         key: bytes | None = None,
         value: bytes | None = None,
         headers: Sequence[tuple[str, bytes | None]] = (),

@@ -58,6 +58,7 @@ class Fetcher:
                 partition.record_bytes = _largest(records)
                 dispatcher.add(partition, records)
             self.is_handing_over = False
+            fetched = records = ()  # else they would be kept as long as the next fetch waits
             self.adjust_pauses()
 
     async def _commit_ahead(self, partition: Partition, records: Sequence[InboundRecord]) -> bool:

@@ -62,13 +62,9 @@ def prepare(
         payload, value = codec.encode_fitting(payload)
         if key is None:
             _, key = codec.choose_key(payload, None)  # the key field may have its value from the schema's default
+    # by position: naming the arguments costs as much as the rest
     record = OutboundRecord(
-        outlet.kafka_name,
-        key=codec.encode_key_now(key),
-        value=value,
-        headers=pairs,
-        partition_key=partition_bytes,
-        timestamp=milliseconds,
+        outlet.kafka_name, codec.encode_key_now(key), value, pairs, None, partition_bytes, milliseconds
     )
     return Outgoing(outlet, producer, record, payload, key, partition_key)
 

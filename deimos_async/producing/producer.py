@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deimos_async.errors import BrokerError, ConfigurationError, DeliveryError, EncodeError
 from deimos_async.message import Delivery, HeadersInput
 from deimos_async.producing import pipeline
-from deimos_async.producing.outlet import Outgoing, Outlets, ProducerBackend, is_disabled
+from deimos_async.producing.outlet import Outgoing, Outlets, ProducerBackend, TopicOutlet, is_disabled
 from deimos_async.topics import Topic
 
 if TYPE_CHECKING:  # start-up time: SQLAlchemy is loaded only where it is used
@@ -104,7 +104,7 @@ class Producer:
             raise TypeError("produce_many takes a list of mappings, each with 'payload'")
         messages = list(messages)
         for index, message in enumerate(messages):
-            if not isinstance(message, Mapping):
+            if type(message) is not dict and not isinstance(message, Mapping):
                 raise TypeError(f"message {index}: a mapping with 'payload', not {type(message).__name__}")
             if not (message.keys() <= _MESSAGE_FIELDS and "payload" in message):
                 unknown = message.keys() - _MESSAGE_FIELDS
@@ -176,12 +176,15 @@ class Producer:
         chooses_partition = type(self).partition_key is not Producer.partition_key
         now = datetime.now(UTC)
         outgoing: list[Outgoing] = []
+        prepared: TopicOutlet | None = None
         for message in messages:
             get = message.get
             topic = get("topic")
             outlet = own if topic is None else outlets.topic(topic)
-            if not outlet.codec.prepared:
-                await outlet.codec.prepare()
+            if outlet is not prepared:
+                if not outlet.codec.prepared:
+                    await outlet.codec.prepare()
+                prepared = outlet
             payload = message["payload"]
             partition_key = get("partition_key")
             if partition_key is None and chooses_partition:
@@ -207,6 +210,7 @@ class Producer:
             outgoing.append(encoded)
             if not len(outgoing) % _TURN:
                 await asyncio.sleep(0)  # a long list must not keep heartbeats and requests waiting
+                prepared = None  # what is known of schemas may be too old by now
         if began is not None and outgoing:
             outlets.measured.encoded(own.kafka_name, (time.perf_counter() - began) / len(outgoing))
         return outgoing

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from functools import lru_cache
 
 from deimos_async.errors import ConfigurationError
 from deimos_async.schemas.avro_compiled import CompiledAvro, compile_avro
@@ -24,6 +25,14 @@ from deimos_async.schemas.avro_types import Field, Node, parse_schema, schema_te
 from deimos_async.schemas.protocol import CompiledSchema
 
 __all__ = ["AvroBackend", "CompiledAvro", "avro_local", "avro_schema_registry", "avro_validation"]
+
+
+@lru_cache(maxsize=512)
+def _compile(
+    cls: type[CompiledAvro], text: str, named: tuple[tuple[str, str], ...], unknown_fields: str
+) -> CompiledAvro:
+    # Many topics may have one schema, and what is compiled never changes.
+    return compile_avro(cls, text, dict(named), unknown_fields)
 
 
 class AvroBackend:
@@ -49,7 +58,8 @@ class AvroBackend:
         """
         if unknown_fields not in ("drop", "error"):
             raise ValueError(f"unknown_fields is 'drop' or 'error', not {unknown_fields!r}")
-        return compile_avro(self._compiled, text, named or {}, unknown_fields)
+        # a class is hashable, which mypy does not see
+        return _compile(self._compiled, text, tuple((named or {}).items()), unknown_fields)  # type: ignore[arg-type]
 
     def missing_types(self, text: str) -> Sequence[str]:
         """Full names that the text uses and does not define, in order of first use. Raises SchemaError."""

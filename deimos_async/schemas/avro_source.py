@@ -305,7 +305,11 @@ class _Writing:
             f"if type({value}) is not list:",
             "    raise M",
             f"if {value}:",
-            f"    put_long(out, len({value}))",
+            f"    e = len({value})",
+            "    if e < 64:",
+            "        put(e << 1)",
+            "    else:",
+            "        put_long(out, e)",
             f"    for {item} in {value}:",
         )
         self.lines(node.items, item, depth + 2, open_)
@@ -321,9 +325,11 @@ class _Writing:
 _NUMBER = (
     "if type({v}) is not int:",
     "    raise M",
-    "if -64 <= {v} < 64:",
-    "    put(({v} << 1) ^ ({v} >> 63))",
+    "e = ({v} << 1) ^ ({v} >> 63)",
+    "if e < 128:",
+    "    put(e)",
 )
+_LONGER = ("    while e > 127:", "        put(e & 127 | 128)", "        e >>= 7", "    put(e)")
 _NEXT = (
     "e = len({v})",
     "if e < 64:",
@@ -335,11 +341,11 @@ _NEXT = (
 _WRITE = {
     "null": ("if {v} is not None:", "    raise M"),
     "boolean": ("if type({v}) is not bool:", "    raise M", "put({v})"),
-    "int": (*_NUMBER, "elif -0x8000_0000 <= {v} <= 0x7FFF_FFFF:", "    put_long(out, {v})", "else:", "    raise M"),
+    "int": (*_NUMBER, "elif -0x8000_0000 <= {v} <= 0x7FFF_FFFF:", *_LONGER, "else:", "    raise M"),
     "long": (
         *_NUMBER,
         "elif -0x8000_0000_0000_0000 <= {v} <= 0x7FFF_FFFF_FFFF_FFFF:",
-        "    put_long(out, {v})",
+        *_LONGER,
         "else:",
         "    raise M",
     ),

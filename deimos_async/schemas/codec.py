@@ -73,6 +73,7 @@ class TopicCodec:
         self._automatic_of: CompiledSchema | None = None
         self.payload_decoder: Decode = value_side.decode
         self.key_decoder: Decode = self._make_key_decoder()
+        self._is_plain_key = key_side is None and isinstance(key, PlainKey)
 
     # --- coroutines: ask the registry when they must ----------------------------------------------------------------
 
@@ -219,6 +220,8 @@ class TopicCodec:
         Raises:
             EncodeError: The key is missing, does not fit, or the topic has none.
         """
+        if self._is_plain_key and type(key) is str and key.isascii():
+            return key.encode()
         config, side = self._key_config, self._key
         try:
             keys.check_presence(config, key)

@@ -39,6 +39,8 @@ def choose_key(config: KeyConfig, payload: Any, key: Any) -> tuple[Any, Any]:
 
     Source: Deimos 2.6, key selection.
     """
+    if key is not None and key is not UNSET and type(payload) is dict and PAYLOAD_KEY not in payload:
+        return payload, key  # as is usual
     inside = None
     if isinstance(payload, Mapping) and PAYLOAD_KEY in payload:
         inside = payload[PAYLOAD_KEY]

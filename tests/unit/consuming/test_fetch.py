@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,3 +57,35 @@ def test_size_of_a_fetch_is_judged_by_its_largest_sampled_record() -> None:
 
     assert _largest([record(None)]) == 1
     assert _largest([record(b"x" * 9), record(b"x" * 99), record(b"")]) == 100
+
+
+async def test_records_are_not_kept_while_the_next_fetch_waits() -> None:
+    """An application of thousands of quiet topics would else hold the last fetch of each."""
+    id = TopicPartition("orders", 0)
+    seen: list[weakref.ref[Any]] = []
+    alive_while_waiting: list[bool] = []
+
+    class Record:
+        key = value = b"bytes"
+
+    class Once(Consumer):
+        async def fetch(self, max_records: int, timeout: float) -> Any:
+            if seen:
+                alive_while_waiting.append(seen[0]() is not None)
+                fetcher._stopped = True
+                return []
+            record = Record()
+            seen.append(weakref.ref(record))
+            return [(id, [record])]
+
+    dispatcher: Any = SimpleNamespace(
+        partitions={id: Partition(id, "partition")},
+        work=SimpleNamespace(
+            max_buffered=1000, max_buffered_bytes=1_000_000, max_batch=1, batch=False, delivery="at_least_once"
+        ),
+        failure=None,
+        add=lambda partition, records: None,
+    )
+    fetcher = Fetcher(Once(), dispatcher, None, max_records=500)  # type: ignore[arg-type]
+    await fetcher.run()
+    assert alive_while_waiting == [False]

@@ -9,6 +9,7 @@ import fastavro
 import pytest
 
 from deimos_async.errors import SchemaError
+from deimos_async.schemas.avro import avro_local
 from deimos_async.schemas.avro import avro_schema_registry as backend
 
 
@@ -249,3 +250,10 @@ def test_logical_type_that_is_unknown_or_invalid_is_ignored(source: dict[str, An
     value: Any = "text" if source["type"] == "string" else b"x" * source.get("size", 2)
     assert schema.decode(schema.encode(schema.coerce(value))) == value
     assert "logicalType" in schema.text
+
+
+def test_equal_schemas_are_compiled_once() -> None:
+    text = json.dumps({"type": "record", "name": "Once", "fields": [{"name": "a", "type": "int"}]})
+    assert backend.compile(text) is backend.compile(text, named={})
+    assert backend.compile(text) is not backend.compile(text, unknown_fields="error")
+    assert backend.compile(text) is not avro_local.compile(text)
