@@ -12,14 +12,15 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
+from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import KafkaError
 
 from deimos_async.brokers.kafka_errors import describe, translate
 from deimos_async.brokers.kafka_options import KafkaOptions
-from deimos_async.errors import BrokerUnavailableError
+from deimos_async.errors import BrokerError, BrokerUnavailableError
 
-__all__ = ["abandon", "close", "connect"]
+__all__ = ["abandon", "ask_first_servers_again", "close", "connect"]
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +59,26 @@ async def connect(start: Callable[[], Coroutine[Any, Any, Any]], options: KafkaO
         if isinstance(translated, BrokerUnavailableError):
             raise _unavailable(error, options, setting) from error
         raise translated from error
+
+
+def ask_first_servers_again(network: AIOKafkaClient, options: KafkaOptions, setting: str) -> None:
+    """Let a client that reaches no broker it knows of ask the bootstrap servers, as at its start.
+
+    aiokafka 0.14 asks these once only: brokers that all have new addresses would never be found. As Java's client
+    does by KIP-899.
+    """
+    update = network._metadata_update
+
+    async def update_or_begin_anew(cluster: Any, topics: Any) -> bool:
+        if await update(cluster, topics):
+            return True
+        try:
+            await connect(network.bootstrap, options, setting)
+        except BrokerError:
+            return False  # nobody there either; the client asks for its next update by itself
+        return bool(await update(cluster, topics))
+
+    network._metadata_update = update_or_begin_anew
 
 
 def _connections_of(task: asyncio.Task[Any]) -> set[AIOKafkaConnection]:

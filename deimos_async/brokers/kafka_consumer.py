@@ -166,6 +166,7 @@ class KafkaConsumer:
         client = self._client = AIOKafkaConsumer(**arguments)
         try:
             await kafka_clients.connect(client.start, self._cluster, self._setting)
+            kafka_clients.ask_first_servers_again(client._client, self._cluster, self._setting)
             client.subscribe(list(options.topics), listener=_Listener(self))
         except BaseException:
             await self.stop()

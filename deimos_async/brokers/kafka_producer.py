@@ -726,4 +726,6 @@ def _check_compression(compression: str | None) -> None:
     if known is None:
         raise ConfigurationError(f"compression {compression!r} is unknown; one of gzip, snappy, lz4, zstd, or none")
     if not known[0]():
-        raise ConfigurationError(f"compression {compression!r} needs a library: pip install 'aiokafka[{compression}]'")
+        raise ConfigurationError(
+            f"compression {compression!r} needs a library: pip install 'deimos-async[compression]'"
+        )

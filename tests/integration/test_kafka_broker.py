@@ -13,15 +13,17 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 from aiokafka.protocol.group import LeaveGroupRequest
+from fault_proxy import TcpProxy
 from servers import KafkaBroker as KafkaServer
-from servers.ports import free_port
+from servers.ports import HOST, free_port
 from servers.programs import java
 
 from deimos_async.brokers.kafka import KafkaBroker, KafkaOptions
 from deimos_async.brokers.partitioner import Partitioner
 from deimos_async.brokers.protocol import NewTopic, ProducerOptions
-from deimos_async.errors import BrokerError, BrokerUnavailableError, CommitError, DeliveryError
+from deimos_async.errors import BrokerError, BrokerUnavailableError, CommitError, DeliveryError, OffsetOutOfRangeError
 from deimos_async.message import Delivery, OutboundRecord, TopicPartition
 
 from ..contract.conftest import DEADLINE, Bench
@@ -164,6 +166,41 @@ async def test_member_goes_on_when_the_broker_was_away(own_kafka: KafkaServer, f
     assert [record.value for record in await member.read(1)] == [b"2"]
 
 
+def _move(server: KafkaServer) -> None:
+    """Another port from its next start on. Its properties were written before the first one."""
+    old, server.port = server.port, free_port()
+    file = server._properties_file
+    file.write_text(file.read_text().replace(f"CLIENT://{HOST}:{old}", f"CLIENT://{HOST}:{server.port}"))
+
+
+@own_kafka_needed
+async def test_member_finds_brokers_that_have_new_addresses_by_the_first_servers(
+    own_kafka: KafkaServer, unique_name: str
+):
+    front = free_port()  # an address that stays, as a service's name does; the broker itself tells its own
+    bench = bench_of(f"{HOST}:{front}", unique_name, request_timeout=5.0)
+    try:
+        async with TcpProxy(front, (HOST, own_kafka.port)):
+            await bench.create()
+            producer = await bench.producer()
+            await producer.send([OutboundRecord(bench.topic, value=b"1")])
+            await producer.stop()
+            member = await bench.member().join()
+            assert [record.value for record in await member.read(1)] == [b"1"]
+            await member.consumer.commit({bench.at(0): 1})
+            await own_kafka.stop()
+        _move(own_kafka)
+        await own_kafka.start()
+        async with TcpProxy(front, (HOST, own_kafka.port)):
+            producer = await bench.producer()
+            await producer.send([OutboundRecord(bench.topic, value=b"2")])
+            assert [record.value for record in await member.read(1)] == [b"2"]
+            await member.read_until(lambda: bench.at(0) in member.consumer.assignment())
+            await member.consumer.commit({bench.at(0): 2})
+    finally:
+        await bench.close()
+
+
 # Groups
 
 
@@ -205,11 +242,29 @@ async def test_member_whose_instance_id_another_one_takes_ends_and_leaves_it_alo
     assert refused.value.lost
     await producer.send([OutboundRecord(bench.topic, value=b"1")])
     assert [record.value for record in await newer.read(1)] == [b"1"]
-    async with asyncio.timeout(4):  # without the five seconds after which a client is abandoned
-        await older.consumer.stop()
+    await older.consumer.stop()
     await producer.send([OutboundRecord(bench.topic, value=b"2")])
     assert [record.value for record in await newer.read(1)] == [b"2"]
     assert [event for event, _ in newer.events] == ["assigned"], "nobody has taken the place from it"
+
+
+@pytest.mark.services("kafka")
+async def test_member_that_comes_back_with_its_instance_id_disturbs_nobody(bench: Bench):
+    await bench.create(2)
+    stays = await bench.member(instance_id="pod-1").join()
+    leaves = bench.member(instance_id="pod-2")
+    await leaves.consumer.start()
+    await stays.read_until(lambda: len(stays.consumer.assignment()) == 1 == len(leaves.consumer.assignment()))
+    heard = list(stays.events)
+    left = leaves.consumer.assignment()
+    await leaves.consumer.stop()
+    back = await bench.member(instance_id="pod-2").join()
+    assert back.consumer.assignment() == left
+    producer = await bench.producer()
+    (mine,) = stays.consumer.assignment()
+    await producer.send([OutboundRecord(bench.topic, value=b"v", partition=mine.partition)])
+    await stays.read(1)
+    assert stays.events == heard
 
 
 @pytest.mark.services("kafka")
@@ -235,6 +290,48 @@ async def _remove_from_group(bootstrap: str, group: str) -> None:
     finally:
         await network.close()
         await admin.close()
+
+
+@pytest.mark.services("kafka")
+async def test_fetch_that_fails_is_not_counted_as_running_for_ever(bench: Bench):
+    await bench.create()
+    member = await bench.member().join()
+    for _ in range(2):
+        member.consumer.seek(bench.at(0), 99)
+        with pytest.raises(OffsetOutOfRangeError):
+            await member.read(1)
+        # Else aiokafka would never again see that nobody polls.
+        assert member.consumer._client._subscription._fetch_count == 0
+
+
+@pytest.mark.services("kafka")
+async def test_commit_that_is_repeated_while_partitions_go_is_not_made_in_the_next_generation(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    await bench.create(2)
+    member = await bench.member().join()
+    coordinator = member.consumer._client._coordinator
+    send, sent = coordinator._do_commit_offsets, asyncio.Event()
+
+    async def refused_until_the_next_generation(assignment, offsets):
+        if len(member.events) < 3:
+            sent.set()
+            raise GroupCoordinatorNotAvailableError
+        await send(assignment, offsets)
+
+    monkeypatch.setattr(coordinator, "_do_commit_offsets", refused_until_the_next_generation)
+    committing = asyncio.create_task(member.consumer.commit({bench.at(0): 1, bench.at(1): 1}))
+    async with asyncio.timeout(DEADLINE):
+        await sent.wait()
+    await bench.member().join()
+    await member.read_until(lambda: [event for event, _ in member.events] == ["assigned", "revoked", "assigned"])
+    with pytest.raises(CommitError) as caught:
+        await committing
+    assert caught.value.lost
+    # By the same way one of now is made.
+    (mine,) = member.consumer.assignment()
+    await member.consumer.commit({mine: 0})
+    assert await bench.broker.group_offsets(bench.group) == {mine: 0}
 
 
 @pytest.mark.services("kafka")
@@ -353,14 +450,58 @@ async def test_cancelled_send_does_not_disturb_the_others(bench: Bench):
     assert offsets == sorted(set(offsets))
 
 
+CODECS = ["gzip", "snappy", "lz4", "zstd"]
+
+
 @pytest.mark.services("kafka")
-@pytest.mark.parametrize("compression", [None, "gzip"])
+@pytest.mark.parametrize("compression", [None, *CODECS])
 async def test_compressed_batches_come_back(bench: Bench, compression: str | None):
     await bench.create()
     producer = await bench.producer(compression=compression)
     await producer.send([OutboundRecord(bench.topic, value=b"x" * 1000 + b"%d" % n) for n in range(500)])
     records = await (await bench.member().join()).read(500)
     assert [record.value for record in records] == [b"x" * 1000 + b"%d" % n for n in range(500)]
+
+
+async def _send_by_another_client(bootstrap: str, topic: str, compression: str) -> None:
+    confluent_kafka = pytest.importorskip("confluent_kafka")
+    producer = confluent_kafka.Producer({"bootstrap.servers": bootstrap, "compression.type": compression})
+    for number in range(50):
+        producer.produce(topic, b"x" * 1000 + b"%d" % number)
+    assert await asyncio.to_thread(producer.flush, DEADLINE) == 0
+
+
+@pytest.mark.services("kafka")
+@pytest.mark.parametrize("compression", CODECS)
+async def test_batches_that_another_client_has_compressed_are_read(
+    bench: Bench, kafka_bootstrap: str, compression: str
+):
+    await bench.create()
+    await _send_by_another_client(kafka_bootstrap, bench.topic, compression)
+    records = await (await bench.member().join()).read(50)
+    assert [record.value for record in records] == [b"x" * 1000 + b"%d" % number for number in range(50)]
+
+
+@pytest.mark.services("kafka")
+@pytest.mark.parametrize("compression", CODECS[1:])
+async def test_compressed_record_without_its_library_names_what_to_install_and_is_not_skipped(
+    bench: Bench, kafka_bootstrap: str, compression: str, monkeypatch: pytest.MonkeyPatch
+):
+    await bench.create()
+    producer = await bench.producer()
+    await producer.send([OutboundRecord(bench.topic, value=b"first")])
+    await _send_by_another_client(kafka_bootstrap, bench.topic, compression)
+    member = await bench.member().join()
+    with monkeypatch.context() as without:
+        without.setattr(f"aiokafka.codec.has_{compression}", lambda: False)
+        assert [record.value for record in await member.read(1)] == [b"first"]
+        for _ in range(3):  # and not only once
+            with pytest.raises(BrokerError, match=r"pip install 'deimos-async\[compression\]'") as caught:
+                await member.read(1)
+            assert not caught.value.retriable
+        with pytest.raises(BrokerError, match="compression"):
+            _ = [records async for records in bench.broker.read({bench.at(0): (1, 2)})]
+    assert [record.offset for record in await member.read(2)] == [1, 2]
 
 
 @pytest.mark.services("kafka")

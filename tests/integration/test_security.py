@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from planted import SECRET
+from planted import SECRET, VARIABLE
 from servers import KafkaBroker
 
 from deimos_async import BrokerUnavailableError, ConfigurationError, Deimos, DeimosError, Key, Message
@@ -177,6 +177,7 @@ async def test_scram_over_tls_with_an_authority_of_ones_own(
     )
     secret = tmp_path / "password"
     secret.write_text(PASSWORD + "\n")
+    monkeypatch.delenv(VARIABLE)
     monkeypatch.setenv("DEIMOS_KAFKA__SASL_PASSWORD_FILE", str(secret))
     settings = {
         "kafka.bootstrap_servers": broker.bootstrap_servers,
