@@ -191,8 +191,8 @@ class ProducersSettings(_Group):
     """Compression of batches. snappy, lz4 and zstd need the extra `compression`, here and wherever it is read."""
     max_batch_bytes: Count = 131072
     """Largest batch for one partition."""
-    max_request_bytes: Count = 1048576
-    """Largest message; a larger one is refused before it is sent."""
+    max_request_bytes: Count = 1048588
+    """Largest message; a larger one is refused before it is sent. The brokers' own default: what they took fits."""
     buffer_messages: Count = 10000
     """Most messages that `kafka_async` holds; `produce` waits while it is full."""
 

@@ -58,7 +58,7 @@ class ProducerOptions:
     compression: str | None = None
     """None, `"gzip"`, `"snappy"`, `"lz4"` or `"zstd"`."""
     max_batch_bytes: int = 128 * 1024
-    max_request_bytes: int = 1024 * 1024
+    max_request_bytes: int = 1024 * 1024 + 12
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -51,7 +51,7 @@ DEFAULTS: dict[str, Any] = {
     "producers.delivery_timeout": 60.0,
     "producers.compression": "none",
     "producers.max_batch_bytes": 131072,
-    "producers.max_request_bytes": 1048576,
+    "producers.max_request_bytes": 1048588,
     "producers.buffer_messages": 10000,
     "consumers.group": None,
     "consumers.on_error.attempts": 3,

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from deimos_async.brokers.partitioner import size_alone
 from deimos_async.brokers.protocol import NewTopic, ProducerOptions, TopicInfo
 from deimos_async.errors import (
     BrokerError,
@@ -190,6 +191,15 @@ async def test_record_that_is_too_large_fails_alone(bench: Bench):
     assert caught.value.deliveries == (Delivery(bench.topic, 0, 0), None, Delivery(bench.topic, 0, 1))
     assert (caught.value.unknown, caught.value.retriable) == (False, False)
     assert await producer.send(records[2:]) == [Delivery(bench.topic, 0, 2)]
+
+
+async def test_largest_record_that_brokers_take_by_themselves_is_sent_without_an_option(bench: Bench):
+    await bench.create()
+    producer = await bench.producer()
+    others = size_alone(OutboundRecord(bench.topic, value=bytes(1_000_000))) - 1_000_000
+    record = OutboundRecord(bench.topic, value=bytes(1_048_588 - others))
+    assert size_alone(record) == 1_048_588
+    assert await producer.send([record]) == [Delivery(bench.topic, 0, 0)]
 
 
 async def test_record_larger_than_a_batch_is_sent(bench: Bench):
