@@ -65,8 +65,10 @@ class InboundRecord(Protocol):
     def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
 
 
-class OutboundRecord:
+class OutboundRecord(NamedTuple):
     """A record that is ready to be sent: encoded, and under the topic's name in Kafka.
+
+    A tuple of plain values, as the garbage collector does not keep watching those: a long list of them costs less.
 
     Attributes:
         topic: Name in Kafka, prefix included.
@@ -77,27 +79,15 @@ class OutboundRecord:
         timestamp: Milliseconds since the epoch, or None for the time of sending.
     """
 
-    __slots__ = ("headers", "key", "partition", "partition_key", "timestamp", "topic", "value")
+    topic: str
+    key: bytes | None = None
+    value: bytes | None = None
+    headers: Sequence[tuple[str, bytes | None]] = ()
+    partition: int | None = None
+    partition_key: bytes | None = None
+    timestamp: int | None = None
 
-    def __init__(
-        self,
-        topic: str,
-        key: bytes | None = None,
-        value: bytes | None = None,
-        headers: Sequence[tuple[str, bytes | None]] = (),
-        partition: int | None = None,
-        partition_key: bytes | None = None,
-        timestamp: int | None = None,
-    ) -> None:
-        self.topic = topic
-        self.key = key
-        self.value = value
-        self.headers = headers
-        self.partition = partition
-        self.partition_key = partition_key
-        self.timestamp = timestamp
-
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # what it carries does not belong into logs
         return f"OutboundRecord(topic={self.topic!r}, partition={self.partition!r})"
 
 

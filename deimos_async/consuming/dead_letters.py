@@ -121,7 +121,7 @@ def build(
     about = _about(record, error, group=group, attempts=attempts, now=now)
     letter = _outbound(record, topic, HEADER_PREFIX, about)
     if as_spring:
-        letter.headers = [*letter.headers, *_spring_headers(about)]
+        return letter._replace(headers=[*letter.headers, *_spring_headers(about)])
     return letter
 
 

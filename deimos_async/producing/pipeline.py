@@ -21,6 +21,8 @@ __all__ = ["by_topic", "log_produced", "prepare"]
 
 logger = logging.getLogger("deimos_async.messages")
 
+_new = tuple.__new__
+
 
 def prepare(
     outlet: TopicOutlet,
@@ -62,9 +64,10 @@ def prepare(
         payload, value = codec.encode_fitting(payload)
         if key is None:
             _, key = codec.choose_key(payload, None)  # the key field may have its value from the schema's default
-    # by position: naming the arguments costs as much as the rest
-    record = OutboundRecord(
-        outlet.kafka_name, codec.encode_key_now(key), value, pairs, None, partition_bytes, milliseconds
+    # What OutboundRecord(...) does, at a third of its cost.
+    record = _new(
+        OutboundRecord,
+        (outlet.kafka_name, codec.encode_key_now(key), value, pairs, None, partition_bytes, milliseconds),
     )
     return Outgoing(outlet, producer, record, payload, key, partition_key)
 

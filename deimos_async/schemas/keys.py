@@ -39,8 +39,10 @@ def choose_key(config: KeyConfig, payload: Any, key: Any) -> tuple[Any, Any]:
 
     Source: Deimos 2.6, key selection.
     """
-    if key is not None and key is not UNSET and type(payload) is dict and PAYLOAD_KEY not in payload:
-        return payload, key  # as is usual
+    if key is not None and key is not UNSET:  # as is usual
+        kind = type(payload)
+        if kind is bytes or (kind is dict and PAYLOAD_KEY not in payload):
+            return payload, key
     inside = None
     if isinstance(payload, Mapping) and PAYLOAD_KEY in payload:
         inside = payload[PAYLOAD_KEY]
