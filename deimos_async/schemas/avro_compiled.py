@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -46,9 +46,17 @@ class CompiledAvro:
         self._writers = WriterFactory()
         self._write = self._writers.make(node)
         self._coerce = CoercionFactory(self._writers, refuse_unknown=unknown_fields == "error").make(node)
-        self._encode = write_source(self._writers, node, self._encode_any) or self._encode_any
-        self._decode = self._decoder_of(self)
         self._decoders = lru_cache(maxsize=64)(self._decoder_of)
+
+    # Made when first used: most schemas of other writers are only ever resolved from.
+
+    @cached_property
+    def _encode(self) -> Callable[[Any], bytes]:
+        return write_source(self._writers, self.node, self._encode_any) or self._encode_any
+
+    @cached_property
+    def _decode(self) -> Decoder:
+        return self._decoder_of(self)
 
     def coerce(self, payload: Any) -> Any:
         """A new payload made to fit; see `avro_coercion` for the rules.

@@ -23,6 +23,7 @@ from deimos_async.schemas.protocol import NO_DEFAULT
 
 __all__ = [
     "BROKEN",
+    "Counted",
     "Read",
     "ReaderFactory",
     "RecordPlan",
@@ -41,8 +42,11 @@ __all__ = [
 Read = Callable[[bytes, int], tuple[Any, int]]
 """(data, position) -> (value, position behind it). Raises `Unreadable`, or IndexError at the end of the data."""
 
-MOST_EMPTY_ITEMS = 500_000
-"""Most items that take no bytes in one message: a few bytes could otherwise ask for any amount of memory."""
+MOST_ITEMS = 500_000
+"""Most of what one message may have in arrays and maps of items that become much more than they were: records, with the
+values that they get by default, and items that take no bytes at all. A few bytes could else ask for any amount of
+memory.
+"""
 
 _FLOAT = struct.Struct("<f").unpack_from
 _DOUBLE = struct.Struct("<d").unpack_from
@@ -87,10 +91,16 @@ def problem_of(error: Exception) -> str:
     return f"no value of its logical type: {error}"
 
 
-class _Counted(bytes):
-    """A message of a schema with items that take no bytes: it knows how many of them it may still have."""
+class Counted(bytes):
+    """A message of a schema with items that are counted: it knows how many of them it may still have."""
 
-    left = MOST_EMPTY_ITEMS
+    left = MOST_ITEMS
+
+    def take(self, items: int) -> None:
+        """Raises `Unreadable` if these are too many."""
+        self.left -= items
+        if self.left < 0:
+            raise Unreadable(f"more than {MOST_ITEMS} records, defaults and items without bytes in arrays and maps")
 
 
 class ReaderFactory:
@@ -99,15 +109,17 @@ class ReaderFactory:
     def __init__(self) -> None:
         self._made: dict[tuple[Node, Node], Read] = {}
         self._open: set[tuple[Node, Node]] = set()
-        self.has_empty_items = False
-        """Whether there are arrays whose items take no bytes, which must be counted."""
+        self._weights: dict[tuple[Node, Node], int] = {}
+        self._empty: dict[Node, bool] = {}
+        self.has_counted = False
+        """Whether there are items that must be counted: the functions want the data as `Counted`."""
 
     def make_whole(self, writer: Node, reader: Node) -> Read:
         """`make` for whole messages: what each may ask for is counted anew."""
         read = self.make(writer, reader)
-        if not self.has_empty_items:
+        if not self.has_counted:
             return read
-        return lambda data, position: read(_Counted(data), position)
+        return lambda data, position: read(Counted(data), position)
 
     def make(self, writer: Node, reader: Node) -> Read:
         """Reads what `writer` wrote as a value of `reader`; the same node twice reads without resolution."""
@@ -134,16 +146,53 @@ class ReaderFactory:
         if writer.kind == "record":
             return self._record(writer, reader)
         if writer.kind == "array":
-            read_item = self.make(writer.items, reader.items)
-            if not _takes_no_bytes(writer.items, set()):
-                return _array(read_item)
-            self.has_empty_items = True
-            return _array_of_nothing(read_item)
+            read_item, weight = self.make(writer.items, reader.items), self.item_weight(writer, reader)
+            self.has_counted |= weight > 0
+            if self.takes_no_bytes(writer.items):
+                return _array_of_nothing(read_item, weight)
+            return _array(read_item, weight)
         if writer.kind == "map":
-            return _map(self.make(writer.items, reader.items))
+            weight = self.item_weight(writer, reader)
+            self.has_counted |= weight > 0
+            return _map(self.make(writer.items, reader.items), weight)
         if writer.kind == "enum":
             return _enum(writer, reader)
         return _scalar(writer, reader)
+
+    def takes_no_bytes(self, node: Node) -> bool:
+        """Whether every value of a type is written as nothing."""
+        if node.kind != "record":
+            return node.kind == "null" or (node.kind == "fixed" and node.size == 0)
+        if node not in self._empty:
+            self._empty[node] = True  # what it holds of itself decides nothing
+            self._empty[node] = all(self.takes_no_bytes(entry.node) for entry in node.fields)
+        return self._empty[node]
+
+    def item_weight(self, writer: Node, reader: Node) -> int:
+        """For how many an item of an array or map counts (see `MOST_ITEMS`); 0: it is not counted."""
+        weight = self._weight(writer.items, reader.items)
+        return weight or int(writer.kind == "array" and self.takes_no_bytes(writer.items))
+
+    def _weight(self, writer: Node, reader: Node) -> int:
+        if writer.kind == "union":
+            weights = (self._weight(branch, branch if writer is reader else reader) for branch in writer.branches)
+            return max(weights, default=0)
+        if reader.kind == "union":
+            branch = _branch_for(writer, reader)
+            return 0 if branch is None else self._weight(writer, branch)
+        if writer.kind != "record" or reader.kind != "record":
+            return 0
+        key = (writer, reader)
+        if key not in self._weights:
+            self._weights[key] = 0  # what it holds of itself takes bytes of its own
+            plan = record_plan(writer, reader)
+            if not isinstance(plan, str):
+                self._weights[key] = (
+                    1
+                    + sum(_size(default) for _, default in plan.defaults)
+                    + sum(self._weight(step.writer, step.reader or step.writer) for step in plan.steps)
+                )
+        return self._weights[key]
 
     def _union(self, writer: Node, reader: Node) -> Read:
         # Without resolution a branch stays what it is, even if another branch would match, too.
@@ -277,12 +326,10 @@ def _mismatch(writer: Node, reader: Node) -> Read:
     return _failing(f"the writer's {writer.label} cannot be read as {wanted}")
 
 
-def _takes_no_bytes(node: Node, seen: set[Node]) -> bool:
-    if node.kind == "record":
-        if node in seen:
-            return True
-        return all(_takes_no_bytes(entry.node, seen | {node}) for entry in node.fields)
-    return node.kind == "null" or (node.kind == "fixed" and node.size == 0)
+def _size(value: Any) -> int:
+    if isinstance(value, dict):
+        return 1 + sum(map(_size, value.values()))
+    return 1 + sum(map(_size, value)) if isinstance(value, list) else 1
 
 
 # --- numbers, text, bytes -------------------------------------------------------------------------------------------
@@ -450,7 +497,7 @@ def read_block(data: bytes, position: int) -> tuple[int, int]:
     return count, position
 
 
-def _array(read_item: Read) -> Read:
+def _array(read_item: Read, weight: int) -> Read:
     def read(data: bytes, position: int) -> tuple[list[Any], int]:
         items: list[Any] = []
         append = items.append
@@ -462,6 +509,8 @@ def _array(read_item: Read) -> Read:
                 count, position = read_block(data, position)
                 if count > len(data) - position:
                     raise Unreadable("more items than the data can hold")
+                if weight:
+                    data.take(count * weight)  # type: ignore[attr-defined]  # make_whole has made it Counted
                 for _ in range(count):
                     item, position = read_item(data, position)
                     append(item)
@@ -471,23 +520,20 @@ def _array(read_item: Read) -> Read:
     return read
 
 
-def _array_of_nothing(read_item: Read) -> Read:
+def _array_of_nothing(read_item: Read, weight: int) -> Read:
     def read(data: bytes, position: int) -> tuple[list[Any], int]:
         items: list[Any] = []
         while True:
             count, position = read_block(data, position)
             if count == 0:
                 return items, position
-            # make_whole has made it a _Counted
-            data.left -= count  # type: ignore[attr-defined]
-            if data.left < 0:  # type: ignore[attr-defined]
-                raise Unreadable(f"more than {MOST_EMPTY_ITEMS} items that take no bytes")
+            data.take(count * weight)  # type: ignore[attr-defined]  # make_whole has made it Counted
             items += [read_item(data, position)[0] for _ in range(count)]
 
     return read
 
 
-def _map(read_value: Read) -> Read:
+def _map(read_value: Read, weight: int) -> Read:
     def read(data: bytes, position: int) -> tuple[dict[str, Any], int]:
         values: dict[str, Any] = {}
         key = ""
@@ -498,6 +544,8 @@ def _map(read_value: Read) -> Read:
                     return values, position
                 if count > len(data) - position:
                     raise Unreadable("more entries than the data can hold")
+                if weight:
+                    data.take(count * weight)  # type: ignore[attr-defined]  # make_whole has made it Counted
                 for _ in range(count):
                     key, position = _read_string(data, position)
                     values[key], position = read_value(data, position)

@@ -16,6 +16,7 @@ from typing import Any
 
 from deimos_async.schemas.avro_reading import (
     BROKEN,
+    Counted,
     ReaderFactory,
     logical_between,
     matches,
@@ -30,8 +31,9 @@ from deimos_async.schemas.coercion import Unfit
 
 __all__ = ["read_source", "write_source"]
 
-_MOST_LINES = 3_000
-"""A function of more lines is not made: compiling it costs more than it saves."""
+_MOST_LINES = 2_000
+_MOST_CHARACTERS = 100_000
+"""A larger function is not made: compiling it holds up everything else, and names may be long."""
 _MOST_DEPTH = 8
 """Records and arrays deeper than that are left to a function of their own; Python bounds how deep blocks may nest."""
 
@@ -55,10 +57,12 @@ class _Source:
         self.lines: list[str] = []
         self.names: dict[str, Any] = {"M": _Missed, "MISSED": _MISSED}
         self._count = 0
+        self._room = _MOST_CHARACTERS
 
     def add(self, depth: int, *lines: str) -> None:
         """Lines inside of so many blocks; what a line is indented by itself is kept."""
-        if len(self.lines) + len(lines) > _MOST_LINES:
+        self._room -= sum(map(len, lines))
+        if len(self.lines) + len(lines) > _MOST_LINES or self._room < 0:
             raise _TooLarge
         self.lines += ["    " * depth + line for line in lines]
 
@@ -93,7 +97,7 @@ def read_source(
         factory: Has made the functions of the long way for the same pair of schemas.
         otherwise: The long way: (data, offset) -> value, up to the end of the data.
     """
-    if reader.kind != "record" or factory.has_empty_items:
+    if reader.kind != "record":
         return None
     source = _Source()
     source.names |= {
@@ -108,6 +112,9 @@ def read_source(
     source.add(0, "def made(d, p=0):")
     source.add(1, "start = p", "try:")
     source.add(2, "end = len(d)")
+    if factory.has_counted:
+        source.names["Counted"] = Counted
+        source.add(2, "d = Counted(d)")
     try:
         value = _Reading(source, factory).expression(writer, reader, 2, ())
         source.add(2, "if p == end:", f"    return {value}")
@@ -132,7 +139,7 @@ class _Reading:
         if writer.kind == reader.kind and depth < _MOST_DEPTH and matches(writer, reader):
             if writer.kind == "record" and writer not in open_:
                 return self._record(writer, reader, depth, (*open_, writer))
-            if writer.kind == "array":
+            if writer.kind == "array" and not self._factory.takes_no_bytes(writer.items):
                 return self._array(writer, reader, depth, open_)
             if writer.kind == "enum" and len(writer.symbols) <= 64:
                 return self._enum(writer, reader, depth)
@@ -188,8 +195,10 @@ class _Reading:
             f"{count}, p = read_block(d, p)",
             f"if {count} > end - p:",
             "    raise M",
-            f"for _ in range({count}):",
         )
+        if weight := self._factory.item_weight(writer, reader):
+            source.add(depth + 1, f"d.take({count} * {weight})")
+        source.add(depth + 1, f"for _ in range({count}):")
         source.add(depth + 2, f"{add}({self.expression(writer.items, reader.items, depth + 2, open_)})")
         return value
 

@@ -256,3 +256,57 @@ def test_record_nested_deeper_than_blocks_may_is_read_and_written() -> None:
         value = {"in": value}
     schema = avro_schema_registry.compile(json.dumps(kind))
     assert schema.decode(schema.encode(value)) == value
+
+
+def record_of(name: str, *fields: tuple[str, Any]) -> dict[str, Any]:
+    return {"type": "record", "name": name, "fields": [{"name": each, "type": kind} for each, kind in fields]}
+
+
+@pytest.mark.parametrize("container", ["array", "map"])
+def test_items_that_grow_by_defaults_are_counted(container: str) -> None:
+    """A byte for each item, and a reader that adds much to it: 20,000 bytes would become four million values."""
+
+    def whole(item: Any) -> Any:
+        kind = {"type": "array", "items": item} if container == "array" else {"type": "map", "values": item}
+        return avro_schema_registry.compile(json.dumps(record_of("Whole", ("all", kind))))
+
+    item = record_of("Item", ("ok", "boolean"))
+    added = [{"name": f"f{number}", "type": ["null", "string"], "default": None} for number in range(200)]
+    writer, reader = whole(item), whole({**item, "fields": item["fields"] + added})
+    read = reader.decoder(writer)
+
+    def encoded(count: int) -> bytes:
+        items: Any = [{"ok": True}] * count if container == "array" else {str(n): {"ok": True} for n in range(count)}
+        data: bytes = writer.encode({"all": items})
+        return data
+
+    assert len(read(encoded(2_000), 0)["all"]) == 2_000
+    with pytest.raises(DecodeError, match="more than 500000 records, defaults"):
+        read(encoded(20_000), 0)
+    assert len(read(encoded(2_000), 0)["all"]) == 2_000
+
+
+def test_long_names_make_no_large_source() -> None:
+    inner = record_of("Inner", ("f" * 50_000, "long"))
+    fields = [("x0", inner), *((f"x{number}", "Inner") for number in range(1, 200))]
+    node = parse_schema(json.dumps(record_of("Outer", *fields)))
+    writers, readers = WriterFactory(), ReaderFactory()
+    writers.make(node)
+    read = readers.make_whole(node, node)
+    assert write_source(writers, node, lambda value: b"") is None
+    assert read_source(readers, node, node, read) is None
+
+
+def test_types_that_use_each_other_many_times_are_compiled_in_no_time() -> None:
+    """Each level names the next one three times: written out it would be 3**40 fields."""
+    kind: Any = record_of("L0", ("a", {"type": "array", "items": record_of("Leaf", ("x", "int"))}))
+    for level in range(1, 40):
+        name = f"L{level - 1}"
+        kind = record_of(
+            f"L{level}", ("a", kind), ("b", ["null", name]), ("c", {"type": "array", "items": name}), ("d", name)
+        )
+    schema = avro_schema_registry.compile(json.dumps(kind))
+    with pytest.raises(DecodeError):
+        schema.decode(b"")
+    with pytest.raises(EncodeError):
+        schema.encode({})
