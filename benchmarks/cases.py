@@ -1,7 +1,7 @@
 """One measurement in a fresh process: prints what it did, the wall time and the CPU time of the timed part as JSON.
 
 Ours, and the same by hand. Imports, connections and set-up are outside of the timed part; consuming is timed from the
-first call of the handler to the last.
+first call of the handler to the last, rows of a table until they are committed.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ import resource
 import sys
 import uuid
 from collections.abc import Callable, Coroutine
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from measuring import BATCH_BYTES, BODY, FRAME, HERE, KAFKA, REGISTRY, SCHEMA, Clock, key, order, run_case
+from measuring import BATCH_BYTES, BODY, FRAME, HERE, KAFKA, REGISTRY, SCHEMA, Clock, key, order, purchases, run_case
 
 # --- ours ------------------------------------------------------------------------------------------------------
 
 
-def application(topic: str, *, schema: bool, **settings: Any) -> Any:
-    """An application with one topic, and the topic."""
+def application(topic: str, *, schema: bool, key_field: str = "", engine: Any = None, **settings: Any) -> Any:
+    """An application with one topic, and the topic. Keys are plain unless they are a field of the payload."""
     from deimos_async import Deimos, Key
 
     app = Deimos(
@@ -33,9 +34,10 @@ def application(topic: str, *, schema: bool, **settings: Any) -> Any:
             "schema.registry_url": REGISTRY,
             "schema.path": str(HERE / "schemas"),
             **settings,
-        }
+        },
+        engine=engine,
     )
-    options: dict[str, Any] = {"key": Key.plain()}
+    options: dict[str, Any] = {"key": Key.field(key_field) if key_field else Key.plain()}
     if schema:
         options["schema"] = "com.acme.BenchOrder"
     return app, app.topic(topic, **options)
@@ -193,6 +195,103 @@ async def memory_ours(topic: str, count: int, *, topics: int, in_memory: bool) -
     return {"first": sizes[0], "most": max(sizes[1:]), **clock.measured}
 
 
+async def upsert_fill(topic: str, count: int) -> dict[str, float]:
+    """Send what the area "upsert" reads."""
+    app, declared = application(topic, schema=True, key_field="order_id")
+    producer = app.producer(declared)
+    messages, clock = purchases(count), Clock()
+    async with app.running():
+        clock.start()
+        while part := list(islice(messages, 5000)):
+            await producer.produce_many([{"payload": record} for record in part])
+        return clock.stop()
+
+
+class Kept:
+    """How many messages a model consumer has brought into the table for good."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.reached = asyncio.Event()
+        self.wanted = 0
+        self._begun = False
+        self._written = 0
+
+    def begin(self) -> None:
+        if not self._begun:
+            self._begun = True
+            self.clock.start()
+
+    def wrote(self, count: int) -> None:
+        self._written += count
+
+    def committed(self, event: Any) -> None:
+        if self._written == self.wanted:
+            self.clock.stop()
+            self.reached.set()
+
+
+def keep(app: Any, topic: Any, *, delivery: str) -> Kept:
+    """Declare the model consumer of the area "upsert"."""
+    from upserting import BATCH, Purchase
+
+    from deimos_async import ModelConsumer
+
+    kept = Kept()
+
+    class KeepPurchases(ModelConsumer[Purchase]):  # type: ignore[misc]
+        async def pre_process(self, messages: Any) -> None:
+            kept.begin()
+
+        async def post_process_batch(self, messages: Any, session: Any) -> None:
+            kept.wrote(len(messages))
+
+    app.consumer(
+        topic, group=f"bench-{uuid.uuid4().hex}", batch=True, max_batch=BATCH, max_wait=0.2, delivery=delivery
+    )(KeepPurchases)
+    app.events.subscribe("deimos.ar_consumer.consume_batch", kept.committed)  # told after the commit
+    return kept
+
+
+async def upsert_ours(topic: str, count: int, *, server: str, delivery: str = "at_least_once") -> dict[str, float]:
+    from upserting import check, emptied
+
+    from deimos_async.database.creation import create_framework_tables
+
+    async with emptied(server) as engine:
+        if delivery == "effectively_once":
+            await create_framework_tables(engine)
+        app, declared = application(topic, schema=True, key_field="order_id", engine=engine)
+        kept = keep(app, declared, delivery=delivery)
+        kept.wanted = count
+        async with app.running():
+            await kept.reached.wait()
+        await check(engine, count)
+    return kept.clock.measured
+
+
+async def memory_upsert(topic: str, count: int) -> dict[str, float]:
+    """As `memory_ours` with one topic, whose messages become rows in PostgreSQL."""
+    from upserting import check, emptied
+
+    async with emptied("postgres") as engine:
+        app, declared = application(topic, schema=True, key_field="order_id", engine=engine)
+        producer = app.producer(declared)
+        kept = keep(app, declared, delivery="at_least_once")
+        messages, sizes = purchases(count), []
+        async with app.running():
+            while part := list(islice(messages, 5000)):
+                kept.wanted += len(part)
+                kept.reached.clear()
+                await producer.produce_many([{"payload": record} for record in part])
+                await kept.reached.wait()
+                if kept.wanted * 10 // count > len(sizes):
+                    sizes.append(resident())
+                    print(f"    {kept.wanted} messages: {sizes[-1]:.1f} MB", file=sys.stderr, flush=True)
+        await check(engine, count)
+    return {"first": sizes[0], "most": max(sizes[1:]), **kept.clock.measured}
+
+
 def resident() -> float:
     """Resident memory in MB, without garbage."""
     gc.collect()
@@ -328,6 +427,46 @@ async def produce_raw(topic: str, count: int, *, schema: bool) -> dict[str, floa
         await producer.stop()
 
 
+async def upsert_raw(topic: str, count: int, *, server: str) -> dict[str, float]:
+    """Batches of what one fetch has, the last message of each key in them; offsets are committed after the rows."""
+    from aiokafka import AIOKafkaConsumer
+    from fastavro import parse_schema, schemaless_reader
+    from upserting import BATCH, BY_HAND, check, emptied, row_of
+
+    parsed = parse_schema(json.loads(SCHEMA))
+    clock = Clock()
+    handled = 0
+    async with emptied(server) as engine, BY_HAND[server](engine) as write:
+        consumer = AIOKafkaConsumer(
+            topic,
+            bootstrap_servers=KAFKA,
+            group_id=f"bench-{uuid.uuid4().hex}",
+            auto_offset_reset="earliest",
+            enable_auto_commit=False,
+        )
+        await consumer.start()
+        try:
+            while handled < count:
+                for records in (await consumer.getmany(timeout_ms=500, max_records=BATCH)).values():
+                    rows = {}
+                    for record in records:
+                        source = io.BytesIO(record.value)
+                        source.seek(len(FRAME))
+                        row = row_of(schemaless_reader(source, parsed, None))
+                        rows[row[0]] = row
+                    if not handled:
+                        clock.start()
+                    await write(rows.values())
+                    handled += len(records)
+                    if handled == count:
+                        clock.stop()
+                    await consumer.commit()
+        finally:
+            await consumer.stop()
+        await check(engine, count)
+    return clock.measured
+
+
 CASES: dict[str, Callable[[str, int], Coroutine[Any, Any, dict[str, float]]]] = {
     "codec-coerce": lambda topic, count: codec_ours(count, decode=False, coerce=True),
     "codec-encode": lambda topic, count: codec_ours(count, decode=False),
@@ -348,6 +487,17 @@ CASES: dict[str, Callable[[str, int], Coroutine[Any, Any, dict[str, float]]]] = 
     "produce-avro-raw": lambda topic, count: produce_raw(topic, count, schema=True),
     "memory-topics": lambda topic, count: memory_ours(topic, count, topics=5000, in_memory=True),
     "memory-kafka": lambda topic, count: memory_ours(topic, count, topics=1, in_memory=False),
+    "memory-upsert": memory_upsert,
+    "upsert-fill": upsert_fill,
+    "upsert-postgres": lambda topic, count: upsert_ours(topic, count, server="postgres"),
+    "upsert-postgres-once": lambda topic, count: upsert_ours(
+        topic, count, server="postgres", delivery="effectively_once"
+    ),
+    "upsert-postgres-raw": lambda topic, count: upsert_raw(topic, count, server="postgres"),
+    "upsert-mariadb": lambda topic, count: upsert_ours(topic, count, server="mariadb"),
+    "upsert-mariadb-raw": lambda topic, count: upsert_raw(topic, count, server="mariadb"),
+    "upsert-sqlite": lambda topic, count: upsert_ours(topic, count, server="sqlite"),
+    "upsert-sqlite-raw": lambda topic, count: upsert_raw(topic, count, server="sqlite"),
 }
 
 

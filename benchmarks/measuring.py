@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,27 @@ def order(number: int) -> dict[str, Any]:
 def key(number: int) -> str:
     """One of a thousand keys."""
     return str(number % 1000)
+
+
+def purchases(count: int) -> Iterator[dict[str, Any]]:
+    """Records for a table: each tenth has the `order_id` of one of the 2,000 before it, and another `total`.
+
+    The same ones each time; fewer of them are the first of more.
+    """
+    choice = random.Random(2026)  # the same in every process
+    before: deque[int] = deque(maxlen=2000)
+    for number in range(count):
+        found = order(number)
+        if number % 10 == 9:
+            found["order_id"] = before[choice.randrange(len(before))]
+        before.append(found["order_id"])
+        yield found
+
+
+def outcome(count: int) -> tuple[int, float]:
+    """Rows, and the sum of `total`, of a table that was kept from so many `purchases`. Sums are exact in any order."""
+    totals = {record["order_id"]: record["total"] for record in purchases(count)}
+    return len(totals), sum(totals.values())
 
 
 class Clock:

@@ -24,11 +24,13 @@ from measuring import BATCH_BYTES, FRAME, KAFKA, SCHEMA, Clock, key, order, run_
 
 PACKAGES = {
     "aiokafka": "aiokafka",
+    "asyncpg": "asyncpg",
     "confluent-kafka": "confluent_kafka",
     "fastavro": "fastavro",
     "faststream": "faststream.kafka",
     "kstreams": "kstreams",
     "quixstreams": "quixstreams",
+    "sqlalchemy": "sqlalchemy.ext.asyncio",
 }
 """What is imported of each package."""
 _POLL_EVERY = 100
@@ -87,6 +89,69 @@ def faststream(topic: str, count: int, *, schema: bool, decoder: bool = False, t
         await broker.start()
         await done.wait()
         await broker.stop()
+        return clock.measured
+
+    return asyncio.run(main())
+
+
+def faststream_upsert(topic: str, count: int, *, how: str, tuned: bool = False) -> dict[str, float]:
+    """`KafkaBroker(logger=None)`, whose handlers write into PostgreSQL what fastavro reads.
+
+    how: `"row"`: message mode, an upsert by SQLAlchemy and a commit for each message. `"executemany"`: batch mode,
+    SQLAlchemy's `executemany` of the same statement. `"copy"`: batch mode, asyncpg's COPY and a merge. A batch has one
+    transaction, and is compacted before.
+    tuned: fastavro is called by a `decoder=`, and `apply_types=False`.
+    """
+    from faststream.kafka import KafkaBroker, KafkaMessage
+    from sqlalchemy.dialects.postgresql import insert
+    from upserting import BATCH, COLUMNS, OTHERS, Purchase, check, copy_and_merge, emptied, row_of
+
+    async def main() -> dict[str, float]:
+        read = avro_reader()
+        clock, done = Clock(), asyncio.Event()
+        handled = 0
+        new = insert(Purchase)
+        upsert = new.on_conflict_do_update(
+            index_elements=["order_id"], set_={name: new.excluded[name] for name in OTHERS}
+        )
+
+        async with emptied("postgres") as engine, copy_and_merge(engine) as copy:
+
+            async def handle(payloads: list[dict[str, Any]]) -> None:
+                nonlocal handled
+                if not handled:
+                    clock.start()
+                rows = {payload["order_id"]: row_of(payload) for payload in payloads}.values()
+                if how == "copy":
+                    await copy(rows)
+                else:
+                    async with engine.begin() as connection:
+                        await connection.execute(upsert, [dict(zip(COLUMNS, row, strict=True)) for row in rows])
+                handled += len(payloads)
+                if handled == count:
+                    clock.stop()
+                    done.set()
+
+            async def one(body: bytes) -> None:
+                await handle([read(body)])
+
+            async def several(bodies: list[bytes]) -> None:
+                await handle([read(body) for body in bodies])
+
+            async def decode(message: KafkaMessage) -> Any:
+                return [read(body) for body in message.body]
+
+            options: dict[str, Any] = {"decoder": decode} if tuned else {}
+            if how != "row":
+                options |= {"batch": True, "max_records": BATCH}
+            broker = KafkaBroker(KAFKA, logger=None, **({"apply_types": False} if tuned else {}))
+            broker.subscriber(topic, group_id=group(), auto_offset_reset="earliest", **options)(
+                handle if tuned else one if how == "row" else several
+            )
+            await broker.start()
+            await done.wait()
+            await broker.stop()
+            await check(engine, count)
         return clock.measured
 
     return asyncio.run(main())
@@ -234,6 +299,13 @@ CASES: dict[str, Callable[[str, int], dict[str, float]]] = {
     "faststream-avro": lambda topic, count: faststream(topic, count, schema=True),
     "faststream-avro-decoder": lambda topic, count: faststream(topic, count, schema=True, decoder=True),
     "faststream-avro-tuned": lambda topic, count: faststream(topic, count, schema=True, tuned=True),
+    "faststream-upsert-row": lambda topic, count: faststream_upsert(topic, count, how="row"),
+    "faststream-upsert-executemany": lambda topic, count: faststream_upsert(topic, count, how="executemany"),
+    "faststream-upsert-executemany-tuned": lambda topic, count: faststream_upsert(
+        topic, count, how="executemany", tuned=True
+    ),
+    "faststream-upsert-copy": lambda topic, count: faststream_upsert(topic, count, how="copy"),
+    "faststream-upsert-copy-tuned": lambda topic, count: faststream_upsert(topic, count, how="copy", tuned=True),
     "kstreams-avro": kstreams,
     "quixstreams-avro": quixstreams,
     "confluent-avro": confluent,

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -67,6 +67,8 @@ _GETMANY = "aiokafka getmany, fastavro where Avro"
 _SEND_BATCH = "aiokafka send_batch, fastavro where Avro"
 _WITHOUT = "the same without them"
 _LIMIT = f"a limit of {MEMORY_LIMIT_MB:.0f} MB"
+_LOOP = "aiokafka getmany, fastavro"
+_KEPT = "PostgreSQL, at least once"
 _MESSAGE, _MESSAGE_AVRO, _BATCH_AVRO = "message mode, plain", "message mode, Avro", "batch mode, Avro"
 
 COMPARISONS = [
@@ -112,6 +114,77 @@ COMPARISONS = [
         20,
         "rate",
     ),
+    Comparison("upsert", _KEPT, "upsert-postgres", "upsert-postgres-raw", f"{_LOOP}, COPY and merge", 0.8, "rate"),
+    Comparison(
+        "upsert",
+        _KEPT,
+        "upsert-postgres",
+        "faststream-upsert-row",
+        "FastStream + SQLAlchemy, a row a message",
+        25,
+        "rate",
+    ),
+    Comparison(
+        "upsert",
+        _KEPT,
+        "upsert-postgres",
+        "faststream-upsert-executemany",
+        "FastStream in batches + SQLAlchemy executemany",
+        2.2,
+        "rate",
+    ),
+    Comparison(
+        "upsert",
+        _KEPT,
+        "upsert-postgres",
+        "faststream-upsert-executemany-tuned",
+        "FastStream tuned in batches + SQLAlchemy executemany",
+        by="rate",
+    ),
+    Comparison(
+        "upsert",
+        _KEPT,
+        "upsert-postgres",
+        "faststream-upsert-copy",
+        "FastStream in batches + COPY and merge",
+        1.15,
+        "rate",
+    ),
+    Comparison(
+        "upsert",
+        _KEPT,
+        "upsert-postgres",
+        "faststream-upsert-copy-tuned",
+        "FastStream tuned in batches + COPY and merge",
+        by="rate",
+    ),
+    Comparison(
+        "upsert",
+        "PostgreSQL, effectively once",
+        "upsert-postgres-once",
+        "upsert-postgres",
+        "ours, at least once",
+        0.91,
+        "rate",
+    ),
+    Comparison(
+        "upsert",
+        "MariaDB, at least once",
+        "upsert-mariadb",
+        "upsert-mariadb-raw",
+        f"{_LOOP}, LOAD DATA and merge",
+        0.7,
+        "rate",
+    ),
+    Comparison(
+        "upsert",
+        "SQLite, at least once",
+        "upsert-sqlite",
+        "upsert-sqlite-raw",
+        f"{_LOOP}, aiosqlite executemany",
+        0.7,
+        "rate",
+    ),
     Comparison(
         "memory",
         "5,000 topics, 1,000,000 messages, broker in memory",
@@ -122,24 +195,43 @@ COMPARISONS = [
         "memory",
     ),
     Comparison("memory", "1 topic, 1,000,000 messages, Kafka", "memory-kafka", "memory-kafka", _LIMIT, 1, "memory"),
+    Comparison(
+        "memory",
+        "a table, 1,000,000 messages, Kafka and PostgreSQL",
+        "memory-upsert",
+        "memory-upsert",
+        _LIMIT,
+        1,
+        "memory",
+    ),
 ]
 AREAS = tuple(dict.fromkeys(comparison.area for comparison in COMPARISONS))
 _FASTSTREAM = Peer(("faststream", "aiokafka"), 25_000)
 _FASTSTREAM_AVRO = Peer(("faststream", "aiokafka", "fastavro"), 25_000)
+_FASTSTREAM_TABLE = Peer(("faststream", "aiokafka", "fastavro", "sqlalchemy", "asyncpg"), 100_000)
 PEERS = {
     "faststream-plain": _FASTSTREAM,
     "faststream-plain-tuned": _FASTSTREAM,
     "faststream-avro": _FASTSTREAM_AVRO,
     "faststream-avro-decoder": _FASTSTREAM_AVRO,
     "faststream-avro-tuned": _FASTSTREAM_AVRO,
+    "faststream-upsert-row": replace(_FASTSTREAM_TABLE, count=2_000),
+    "faststream-upsert-executemany": _FASTSTREAM_TABLE,
+    "faststream-upsert-executemany-tuned": _FASTSTREAM_TABLE,
+    "faststream-upsert-copy": _FASTSTREAM_TABLE,
+    "faststream-upsert-copy-tuned": _FASTSTREAM_TABLE,
     "kstreams-avro": Peer(("kstreams", "aiokafka", "fastavro"), 50_000),
     "quixstreams-avro": Peer(("quixstreams", "confluent-kafka", "fastavro"), 50_000),
     "confluent-avro": Peer(("confluent-kafka", "fastavro"), 80_000),
 }
-_AREA_COUNTS = {"codec": 50_000, "consume": 100_000, "produce": 80_000, "memory": 1_000_000}
+_AREA_COUNTS = {"codec": 50_000, "consume": 100_000, "produce": 80_000, "upsert": 100_000, "memory": 1_000_000}
 _COUNTS = {"handlers-by-key": 8_000, "handlers-in-turn": 300}
 _FILLED = 100_000
-"""Messages in a topic to read from."""
+"""Messages in a topic to read from. A topic that becomes a table has as many as are read."""
+_DATABASES = {"postgres": ("upsert-postgres", "faststream-upsert", "memory-upsert"), "mariadb": ("upsert-mariadb",)}
+"""Servers that not every case needs, and how the names of those begin that do."""
+_SHOWN = ("aiokafka", "fastavro", "SQLAlchemy", "asyncpg", "aiomysql", "aiosqlite")
+"""Packages whose versions the page tells."""
 _CASE_TIMEOUT = 900
 _PEER_TIMEOUT = 180
 
@@ -178,30 +270,40 @@ def peer_versions() -> dict[str, dict[str, str]]:
 
 
 def impossible(versions: dict[str, dict[str, str]]) -> dict[str, str]:
-    """Cases of others that cannot run, and why."""
-    return {
+    """Cases that cannot run, and why: packages of the others, or a database, are not there."""
+    found = {
         case: f"{package}: {problem}"
         for case, peer in PEERS.items()
         for package in reversed(peer.packages)
         if (problem := versions[package].get("problem"))
     }
+    for case in dict.fromkeys(case for row in COMPARISONS for case in (row.ours, row.other)):
+        for server, names in _DATABASES.items():
+            variable = f"DEIMOS_TEST_{server.upper()}"
+            if case.startswith(names) and not os.environ.get(variable):
+                found[case] = os.environ.get(f"{variable}_MISSING") or f"{variable} is not set"
+    return found
 
 
 def measure(area: str, rounds: int, run: str, left_out: dict[str, str]) -> dict[str, list[dict[str, float]]]:
     """Every case of an area, `rounds` times in turn. A peer that fails joins `left_out`."""
     cases = list(dict.fromkeys(case for row in COMPARISONS if row.area == area for case in (row.ours, row.other)))
     measured: dict[str, list[dict[str, float]]] = {case: [] for case in cases}
-    topics = {case: _topic(area, case, run) for case in cases}
+    counts = {case: PEERS[case].count if case in PEERS else _COUNTS.get(case) or _AREA_COUNTS[area] for case in cases}
+    topics = {case: _topic(area, case, run, counts[case]) for case in cases}
     if area in ("consume", "handlers", "produce"):
         for topic in dict.fromkeys(topics.values()):
             run_case(
                 "produce-avro" if "avro" in topic else "produce-plain", topic, 10 if area == "produce" else _FILLED
             )
+    if area == "upsert":
+        for topic, count in {topics[case]: counts[case] for case in cases}.items():
+            run_case("upsert-fill", topic, count)
     for number in range(1 if area == "memory" else rounds):
         for case in cases if number % 2 == 0 else reversed(cases):
             if case in left_out:
                 continue
-            count = PEERS[case].count if case in PEERS else _COUNTS.get(case) or _AREA_COUNTS[area]
+            count = counts[case]
             try:
                 result = run_case(case, topics[case], count)
             except subprocess.SubprocessError as error:
@@ -216,9 +318,11 @@ def measure(area: str, rounds: int, run: str, left_out: dict[str, str]) -> dict[
     return measured
 
 
-def _topic(area: str, case: str, run: str) -> str:
+def _topic(area: str, case: str, run: str, count: int) -> str:
     if area == "memory":
         return f"bench-{run}-{case}"
+    if area == "upsert":
+        return f"bench-{run}-{area}-{count}"
     kind = "avro" if "avro" in case else "plain"
     return f"bench-{run}-{area}-{kind}"
 
@@ -237,8 +341,9 @@ def summarise(area: str, measured: dict[str, list[dict[str, float]]], left_out: 
             "target": comparison.target,
             "by": comparison.by,
         }
-        if comparison.other in left_out:
-            row["left_out"] = left_out[comparison.other]
+        reason = left_out.get(comparison.other) or left_out.get(comparison.ours)
+        if reason is not None:
+            row["left_out"] = reason
         elif comparison.by == "memory":
             row |= _of_memory(measured[comparison.ours])
         else:
@@ -364,7 +469,7 @@ def main() -> None:
             date=f"{datetime.now(UTC):%Y-%m-%d}",
             rounds=arguments.rounds,
             python=platform.python_version(),
-            packages=", ".join(f"{name} {version(name)}" for name in ("aiokafka", "fastavro")),
+            packages=", ".join(f"{name} {version(name)}" for name in _SHOWN),
             cores=os.cpu_count(),
             peers=", ".join(f"{name} {found.get('version', '(not here)')}" for name, found in sorted(versions.items())),
             table=table(shown),

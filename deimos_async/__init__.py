@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from deimos_async.consuming.consumer import Consumer
     from deimos_async.consuming.on_error import DeadLetter, Retry, Skip
     from deimos_async.errors import (
+        BatchWriteError,
         BrokerError,
         BrokerUnavailableError,
         CommitError,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     )
     from deimos_async.events import Event
     from deimos_async.message import Delivery, Headers, Message, TopicPartition
+    from deimos_async.models.consumer import ModelConsumer
     from deimos_async.producing.producer import Producer
     from deimos_async.router import Router
     from deimos_async.settings import Settings
@@ -56,6 +58,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "consuming.consumer": ("Consumer",),
     "consuming.on_error": ("DeadLetter", "Retry", "Skip"),
     "errors": (
+        "BatchWriteError",
         "BrokerError",
         "BrokerUnavailableError",
         "CommitError",
@@ -81,6 +84,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     ),
     "events": ("Event",),
     "message": ("Delivery", "Headers", "Message", "TopicPartition"),
+    "models.consumer": ("ModelConsumer",),
     "producing.producer": ("Producer",),
     "router": ("Router",),
     "settings": ("Settings",),
@@ -95,6 +99,7 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "Backoff",
+    "BatchWriteError",
     "BrokerError",
     "BrokerUnavailableError",
     "CommitError",
@@ -119,6 +124,7 @@ __all__ = [
     "LifecycleError",
     "Message",
     "Mock",
+    "ModelConsumer",
     "NotRunningError",
     "OffsetOutOfRangeError",
     "OnError",

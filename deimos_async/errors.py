@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 __all__ = [
+    "BatchWriteError",
     "BrokerError",
     "BrokerUnavailableError",
     "CommitError",
@@ -170,7 +171,15 @@ class TopicNotFoundError(BrokerError):
 
 
 class OffsetOutOfRangeError(BrokerError):
-    """A stored offset does not exist any more (or not yet) in the partition; nothing is skipped silently."""
+    """A stored offset does not exist any more (or not yet) in the partition; nothing is skipped silently.
+
+    Attributes:
+        partition: The `TopicPartition`, or None.
+    """
+
+    def __init__(self, message: str, *, partition: Any = None) -> None:
+        super().__init__(message)
+        self.partition = partition
 
 
 class CommitError(BrokerError):
@@ -241,6 +250,26 @@ class DatabaseUnavailableError(DatabaseError):
     """No connection to the database can be had."""
 
     retriable = True
+
+
+class BatchWriteError(DatabaseError, ExceptionGroup[Exception]):
+    """Messages of a batch could not be written to the table; the text names each one's key and cause.
+
+    It is a group of these causes as well, for `except*` and for tracebacks.
+
+    Attributes:
+        failures: Each message that failed with its error, in the order in which they failed.
+    """
+
+    def __new__(cls, text: str, failures: Sequence[tuple[Any, Exception]]) -> BatchWriteError:
+        return super().__new__(cls, text, [error for _, error in failures])
+
+    def __init__(self, text: str, failures: Sequence[tuple[Any, Exception]]) -> None:
+        Exception.__init__(self, text, failures)  # a group's own takes errors only
+        self.failures: tuple[tuple[Any, Exception], ...] = tuple(failures)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class HandlerError(DeimosError):

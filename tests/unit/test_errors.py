@@ -11,6 +11,7 @@ import pytest
 
 from deimos_async import errors
 from deimos_async.errors import (
+    BatchWriteError,
     BrokerError,
     BrokerUnavailableError,
     CommitError,
@@ -35,6 +36,17 @@ from deimos_async.errors import (
     TopicNotFoundError,
 )
 from deimos_async.message import Delivery
+
+
+class Cause(Exception):
+    """An exception that is equal to one of the same text, as after a pickle."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Cause) and other.args == self.args
+
+    def __hash__(self) -> int:
+        return hash(self.args)
+
 
 FIELDS = [FieldError("items[3].price", "a number was expected, not str"), FieldError("", "is missing")]
 
@@ -63,6 +75,14 @@ EXAMPLES: list[tuple[DeimosError, dict[str, Any]]] = [
     (RegistryUnavailableError("text", status=503), {"status": 503, "code": None, "retriable": True}),
     (DatabaseError("text"), {"retriable": False}),
     (DatabaseUnavailableError("text"), {"retriable": True}),
+    (
+        BatchWriteError("text", [("message", Cause("a")), (None, Cause("b"))]),
+        {
+            "failures": (("message", Cause("a")), (None, Cause("b"))),
+            "exceptions": (Cause("a"), Cause("b")),
+            "retriable": False,
+        },
+    ),
     (
         HandlerError("text", topic="orders", partition=3, offset=42, attempt=2),
         {"topic": "orders", "partition": 3, "offset": 42, "attempt": 2},
@@ -124,6 +144,8 @@ def test_every_public_class_has_an_example() -> None:
         (DeliveryError, BrokerError),
         (RegistryUnavailableError, RegistryError),
         (DatabaseUnavailableError, DatabaseError),
+        (BatchWriteError, DatabaseError),
+        (BatchWriteError, ExceptionGroup),
         (NotRunningError, LifecycleError),
         (ShutdownTimeoutError, LifecycleError),
         (HandlerError, DeimosError),
@@ -131,6 +153,17 @@ def test_every_public_class_has_an_example() -> None:
 )
 def test_class_belongs_to_its_family(cls: type, family: type) -> None:
     assert issubclass(cls, family)
+
+
+def test_causes_of_a_failed_batch_can_be_caught_by_their_class() -> None:
+    caught = []
+    try:
+        raise BatchWriteError("2 messages", [("a", Cause("a")), ("b", KeyError("b"))])
+    except* KeyError as group:
+        caught += group.exceptions
+    except* Cause as group:
+        caught += group.exceptions
+    assert [type(error) for error in caught] == [KeyError, Cause]
 
 
 def test_one_problem_is_told_as_it_is_and_several_as_a_list() -> None:
