@@ -11,6 +11,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "dead-letters": "deimos_async.cli.dead_letters:dead_letters",
     "lag": "deimos_async.cli.lag:lag",
+    "migrate": "deimos_async.cli.migrate:migrate",
     "run": "deimos_async.cli.run:run",
     "topics": "deimos_async.cli.topics:topics",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from deimos_async.errors import ConfigurationError
@@ -59,9 +60,13 @@ class Database:
             what = f"pip install 'deimos-async[{extra}]'" if extra else f"pip install {driver}"
             raise ConfigurationError(f"{where} needs the driver {driver!r}, which is not installed: {what}") from error
 
-    def session(self) -> AsyncSession:
-        """A new session; what it loaded stays readable after the commit."""
-        return AsyncSession(self.engine, expire_on_commit=False)
+    def session(self, inner: type[Session] = Session) -> AsyncSession:
+        """A new session; what it loaded stays readable after the commit.
+
+        Args:
+            inner: Class of the plain session that it drives.
+        """
+        return AsyncSession(self.engine, expire_on_commit=False, sync_session_class=inner)
 
     async def close(self) -> None:
         """Dispose of the pool."""

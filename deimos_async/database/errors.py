@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-__all__ = ["is_away", "is_transient", "sql_state"]
+from deimos_async.errors import DatabaseError
+
+__all__ = ["conflict", "is_away", "is_transient", "sql_state"]
 
 _TRANSIENT = frozenset(
     {
@@ -67,6 +69,15 @@ def is_transient(error: BaseException) -> bool:
     """
     state = sql_state(error)
     return state is not None and (state in _TRANSIENT or state.startswith(_TRANSIENT_SQLITE))
+
+
+def conflict(error: BaseException) -> DatabaseError:
+    """What to raise from a transient error: a `DatabaseError` with `retriable` true."""
+    raised = DatabaseError(
+        f"the transaction lost against another one ({sql_state(error)}) and was rolled back; it is to be run again"
+    )
+    raised.retriable = True
+    return raised
 
 
 def is_away(error: BaseException) -> bool:

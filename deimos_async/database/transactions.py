@@ -25,9 +25,19 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import await_only
 
+from deimos_async.database.fencing import FencedSession
 from deimos_async.errors import LifecycleError
 
-__all__ = ["Departures", "Scope", "current_scope", "depart_with", "enter_scope", "leave_scope", "open_scope"]
+__all__ = [
+    "Departures",
+    "Scope",
+    "current_scope",
+    "depart_with",
+    "enter_scope",
+    "leave_scope",
+    "open_scope",
+    "refuse_loss",
+]
 
 Send = Callable[[Sequence[Any]], Awaitable[None]]
 
@@ -146,6 +156,17 @@ def current_scope(owner: object) -> Scope | None:
                 )
             return scope
     return None
+
+
+def refuse_loss(owner: object, problem: str) -> None:
+    """Raise if the surrounding session of this application stores an offset, which must not pass what may be lost.
+
+    Raises:
+        ConfigurationError: It does. Nothing of that session can be committed any more.
+    """
+    scope = open_scope(owner)
+    if scope is not None and isinstance(inner := scope.session.sync_session, FencedSession):
+        raise inner.refuse(problem)
 
 
 def open_scope(owner: object) -> Scope | None:

@@ -87,7 +87,7 @@ async def pack(message: Message[Order], session: AsyncSession) -> None:
 
 @asynccontextmanager
 async def lifespan(api: FastAPI) -> AsyncIterator[None]:
-    """Tables first, then producers and consumers. An application with migrations needs only `lifespan=app.lifespan`."""
+    """Tables first, then all else. With migrations, as in `alembic/versions`, `app.lifespan` is enough."""
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
     async with app.lifespan(api):

@@ -81,7 +81,7 @@ class InvoiceRow(Base):
 
 
 async def books(session: AsyncSession) -> AsyncSession:
-    """The handler's session, with its tables made. An application of your own has migrations instead."""
+    """The handler's session, with its tables made. Yours has migrations, as in `alembic/versions`."""
     connection = await session.connection()
     await connection.run_sync(Base.metadata.create_all)
     return session

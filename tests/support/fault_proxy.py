@@ -57,6 +57,11 @@ class TcpProxy:
         for link in list(self._links):
             link.abort()
 
+    def cut_at_answer(self) -> None:
+        """What is asked still arrives; the next answer resets its connection instead. New connections work."""
+        for link in self._links:
+            link.is_cut_at_answer = True
+
     def silence(self, *, new: bool) -> None:
         """Forward nothing more on the connections there are, without closing them: half-open.
 
@@ -112,8 +117,8 @@ class TcpProxy:
         link = _Link(writer, behind_writer, is_silent=self._is_silent)
         self._links.add(link)
         pumps = [
-            asyncio.create_task(self._forward(link, reader, behind_writer)),
-            asyncio.create_task(self._forward(link, behind_reader, writer)),
+            asyncio.create_task(self._forward(link, reader, behind_writer, is_answer=False)),
+            asyncio.create_task(self._forward(link, behind_reader, writer, is_answer=True)),
         ]
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -124,9 +129,13 @@ class TcpProxy:
                 pump.cancel()
             await asyncio.wait(pumps)
 
-    async def _forward(self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward(
+        self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_answer: bool
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(_CHUNK):
+                if is_answer and link.is_cut_at_answer:
+                    return
                 if self._delay:
                     await fault_lasts(self._delay)
                 if self._bytes_per_second is not None:
@@ -153,6 +162,7 @@ class _Link:
     def __init__(self, front: asyncio.StreamWriter, behind: asyncio.StreamWriter, *, is_silent: bool) -> None:
         self._writers = (front, behind)
         self.is_silent = is_silent
+        self.is_cut_at_answer = False
 
     def abort(self) -> None:
         for writer in self._writers:
