@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # start-up time: loaded where they are used
     from deimos_async.assembly import RequiredTopic
     from deimos_async.brokers.protocol import Broker
     from deimos_async.consuming.runner import RunnerStatus
+    from deimos_async.database.engines import Database
     from deimos_async.schemas.codec import TopicCodec
     from deimos_async.schemas.protocol import SchemaField
     from deimos_async.schemas.registry import SchemaRegistry
@@ -206,6 +207,16 @@ class Deimos(Declaring):
         """As `brokers_only`, with everything that is planned: for commands that look into topics and groups."""
         async with Running(self._ingredients(), PARTS).administration() as opened:
             yield opened
+
+    @asynccontextmanager
+    async def database_only(self) -> AsyncIterator[Database]:
+        """The application's database, `engine=` or `database.url`, without anything else. For administration.
+
+        Raises:
+            ConfigurationError: There is none, or only that of an embedded run.
+        """
+        async with Running(self._ingredients(), PARTS).database_only() as database:
+            yield database
 
     @asynccontextmanager
     async def lifespan(self, asgi_app: Any = None) -> AsyncIterator[None]:

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deimos_async.consuming.consumer import Consumer
+from deimos_async.consuming.consumer import Circumstances, Consumer
 from deimos_async.consuming.dead_letters import dead_letter_topic, is_dead_letter_topic, retry_topic
+from deimos_async.database.protocol import LONGEST_GROUP
 from deimos_async.errors import ConfigurationError, DeimosError
+from deimos_async.events import EventBus
 from deimos_async.producing.producer import Producer
 from deimos_async.router import Declarations
 from deimos_async.schemas.backends import backend as schema_backend
@@ -162,6 +164,8 @@ class PlannedConsumer:
     dead_letter_topic: str
     retry_topics: tuple[str, ...]
     """Names in Kafka, in the order in which they are passed."""
+    metadata: tuple[Any, ...] = ()
+    """SQLAlchemy's MetaData of the tables that it keeps itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +216,8 @@ def make_plan(
     codecs: Codecs,
     *,
     fatal_error: FatalError | None,
-    has_database: bool,
+    dialect: Any,
+    events: EventBus,
 ) -> Plan:
     """Check and decide everything.
 
@@ -220,7 +225,8 @@ def make_plan(
         declared: The application's declarations, those of its routers included.
         options: Each topic's own options merged with the defaults that were in force.
         fatal_error: The application's.
-        has_database: Whether sessions can be had.
+        dialect: SQLAlchemy's, of the database; None: there is none.
+        events: The application's.
 
     Raises:
         ConfigurationError: Every mistake, each naming the topic, consumer or setting and the change to make.
@@ -237,6 +243,7 @@ def make_plan(
             topics[name] = planned
     problems += _check_producers(declared.producers, declared.topics)
     consumers = []
+    surroundings = _Surroundings(settings, codecs, fatal_error, dialect, events)
     for spec in declared.consumers:
         name = _topic_name(spec.topic)
         if name not in declared.topics:
@@ -246,7 +253,7 @@ def make_plan(
                 f"consumer {spec.name!r}: topic {name!r} was declared elsewhere (another router or application); "
                 "include that router too, or declare the topic here"
             )
-        consumer = _plan_consumer(spec, topics.get(name), settings, codecs, fatal_error, has_database, problems)
+        consumer = _plan_consumer(spec, topics.get(name), surroundings, problems)
         if consumer is not None:
             consumers.append(consumer)
     problems += _check_groups(declared.consumers, settings)
@@ -323,25 +330,33 @@ def _check_groups(specs: Iterable[ConsumerSpec], settings: Settings) -> Iterable
             seen[key] = spec.name
 
 
+@dataclass(frozen=True, slots=True)
+class _Surroundings:
+    """What all consumers of an application have in common."""
+
+    settings: Settings
+    codecs: Codecs
+    fatal_error: FatalError | None
+    dialect: Any
+    events: EventBus
+
+
 def _plan_consumer(
-    spec: ConsumerSpec,
-    topic: PlannedTopic | None,
-    settings: Settings,
-    codecs: Codecs,
-    fatal_error: FatalError | None,
-    has_database: bool,
-    problems: list[str],
+    spec: ConsumerSpec, topic: PlannedTopic | None, surroundings: _Surroundings, problems: list[str]
 ) -> PlannedConsumer | None:
     found: list[str] = []
+    settings, codecs = surroundings.settings, surroundings.codecs
     group = spec.group or settings.consumers.group
     if not group:
         found.append(f"consumer {spec.name!r} has no group; give group=..., or set 'consumers.group'")
-    hooks: list[FatalError] = [selects for selects in (fatal_error, spec.fatal_error) if selects is not None]
+    general = (surroundings.fatal_error, spec.fatal_error)
+    hooks: list[FatalError] = [selects for selects in general if selects is not None]
     if topic is not None and topic.options.fatal_error is not None:
         hooks.append(topic.options.fatal_error)
-    function = spec.target
+    function: Callable[..., Any] | None = spec.target
+    metadata: tuple[Any, ...] = ()
     if inspect.isclass(spec.target):
-        function = _bind_class(spec, hooks, found)
+        function, metadata = _bind_class(spec, topic, surroundings, hooks, found)
     handler = None
     if function is not None:
         try:
@@ -350,11 +365,13 @@ def _plan_consumer(
             found += error.problems
     convert = None
     if handler is not None:
-        if handler.needs_session and not has_database:
+        if handler.needs_session and surroundings.dialect is None:
             found.append(
                 f"consumer {spec.name!r} takes an AsyncSession, but there is no database; "
                 "set 'database.url', or give Deimos(engine=...)"
             )
+        if spec.delivery == "effectively_once":
+            found += _check_effectively_once(spec, handler, settings.producers.topic_prefix + (group or ""))
         if topic is not None:
             try:
                 convert = _converter(spec, handler, topic.name, topic.options, codecs)
@@ -376,7 +393,19 @@ def _plan_consumer(
         )
         return None
     if spec.delivery == "at_most_once" and spec.on_error is None:
-        policy = dataclasses.replace(policy, attempts=1)
+        policy = dataclasses.replace(policy, attempts=1, retry_topics=())
+    if spec.delivery == "at_most_once" and policy.retry_topics:
+        problems.append(
+            f"consumer {spec.name!r}: delivery='at_most_once' commits before it handles, and a stop would lose what "
+            "waits in a retry topic; leave retry_topics out of its on_error, or use 'at_least_once'"
+        )
+        return None
+    if spec.delivery == "effectively_once" and policy.retry_topics:
+        problems.append(
+            f"consumer {spec.name!r}: with delivery='effectively_once' a crash could leave a message both in its topic "
+            "and in a retry topic, and it would count twice; give on_error=OnError(...) without retry_topics"
+        )
+        return None
     return PlannedConsumer(
         spec=spec,
         topic=topic,
@@ -391,7 +420,21 @@ def _plan_consumer(
             retry_topic(topic.kafka_name, settings.consumers.retry_topic, number)
             for number in range(1, len(policy.retry_topics) + 1)
         ),
+        metadata=metadata,
     )
+
+
+def _check_effectively_once(spec: ConsumerSpec, handler: HandlerSpec, kafka_group: str) -> Iterable[str]:
+    if not handler.needs_session:
+        yield (
+            f"consumer {spec.name!r}: delivery='effectively_once' holds for what is written through the handler's "
+            "session, but it takes none; give it a parameter annotated as AsyncSession"
+        )
+    if len(kafka_group) > LONGEST_GROUP:
+        yield (
+            f"consumer {spec.name!r}: with delivery='effectively_once' a group's name, with its prefix, has at most "
+            f"{LONGEST_GROUP} characters; {kafka_group!r} has {len(kafka_group)}"
+        )
 
 
 def with_codecs(plan: Plan, codecs: Codecs) -> Plan:
@@ -424,17 +467,24 @@ def _converter(
     )
 
 
-def _bind_class(spec: ConsumerSpec, hooks: list[FatalError], found: list[str]) -> Callable[..., Any] | None:
+def _bind_class(
+    spec: ConsumerSpec,
+    topic: PlannedTopic | None,
+    surroundings: _Surroundings,
+    hooks: list[FatalError],
+    found: list[str],
+) -> tuple[Callable[..., Any] | None, tuple[Any, ...]]:
+    """The method of a new instance, and MetaData of the tables that it keeps; None after a mistake."""
     cls = spec.target
     if not issubclass(cls, Consumer):
         found.append(f"consumer {spec.name!r} is a class; derive it from deimos_async.Consumer")
-        return None
+        return None, ()
     wanted, other = ("consume_batch", "consume_message") if spec.batch else ("consume_message", "consume_batch")
     if not hasattr(cls, wanted):
         mode = "batch=True" if spec.batch else "message mode (no batch=True)"
         hint = f"; it has {other}: {'remove' if spec.batch else 'give'} batch=True" if hasattr(cls, other) else ""
         found.append(f"consumer {spec.name!r} needs the method {wanted} for {mode}{hint}")
-        return None
+        return None, ()
     try:
         instance = cls()
     except Exception as error:
@@ -443,10 +493,23 @@ def _bind_class(spec: ConsumerSpec, hooks: list[FatalError], found: list[str]) -
             f"consumer {spec.name!r} cannot be made without arguments ({type(error).__name__}: {error}); "
             "one instance is made at start, give its constructor no parameters"
         )
-        return None
+        return None, ()
+    try:
+        metadata = instance._prepare(
+            Circumstances(
+                name=spec.name,
+                key=UNSET if topic is None else topic.options.key,
+                batch=spec.batch,
+                delivery=spec.delivery,
+                dialect=surroundings.dialect,
+                events=surroundings.events,
+            )
+        )
+    except ConfigurationError as error:
+        found += error.problems
+        return None, ()
     hooks.append(instance.fatal_error)
-    method: Callable[..., Any] = getattr(instance, wanted)
-    return method
+    return getattr(instance, wanted), tuple(metadata)
 
 
 def required_topics(plan: Plan, settings: Settings) -> list[RequiredTopic]:

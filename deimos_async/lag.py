@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -40,7 +41,13 @@ class PartitionLag:
     is_out_of_range: bool
 
     def exceeds(self, *, max_messages: int | None, max_seconds: float | None) -> bool:
-        """Whether it is above a limit. An offset out of range is above every limit."""
+        """Whether it is above a limit. An offset out of range is above every limit.
+
+        Raises:
+            ValueError: `max_seconds` is not a number, so that nothing would be above it.
+        """
+        if max_seconds is not None and math.isnan(max_seconds):
+            raise ValueError("max_seconds=nan: nothing is above it")
         if max_messages is None and max_seconds is None:
             return False
         return (

@@ -9,6 +9,7 @@ from typing import Any, Generic, NamedTuple, Protocol
 from typing_extensions import TypeVar
 
 __all__ = [
+    "RESERVED_HEADERS",
     "Delivery",
     "HeaderValue",
     "Headers",
@@ -18,6 +19,7 @@ __all__ = [
     "OutboundRecord",
     "TopicPartition",
     "encode_headers",
+    "moment_of",
 ]
 
 P = TypeVar("P", default=Any)
@@ -27,6 +29,10 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 HeaderValue = bytes | None
 HeadersInput = Mapping[str, "str | bytes | None"] | Iterable[tuple[str, "str | bytes | None"]]
 """What users give as headers: a mapping, or pairs where a name may occur again."""
+RESERVED_HEADERS = ("deimos-dlq-", "deimos-retry-", "deimos-replay")
+"""Beginnings of the names by which dead letters, retry topics and replays are steered. Producers leave them out of what
+users give: passed on with `headers=message.headers` they would say of a new message what was true of another one.
+"""
 
 
 class TopicPartition(NamedTuple):
@@ -168,11 +174,8 @@ class Message(Generic[P]):
 
     @property
     def timestamp(self) -> datetime | None:
-        """Aware UTC datetime, made when read; None where Kafka has none."""
-        milliseconds = self._record.timestamp
-        if milliseconds is None or milliseconds < 0:
-            return None
-        return _EPOCH + timedelta(milliseconds=milliseconds)
+        """Aware UTC datetime, made when read; None where Kafka has none, or one after the year 9999."""
+        return moment_of(self._record.timestamp)
 
     @property
     def key(self) -> Any:
@@ -205,6 +208,20 @@ class Message(Generic[P]):
 
     def __repr__(self) -> str:
         return f"Message(topic={self.topic!r}, partition={self.partition}, offset={self.offset})"
+
+
+def moment_of(milliseconds: int | None) -> datetime | None:
+    """Aware UTC datetime of a record's timestamp; None where there is none, or one that no datetime can be.
+
+    Args:
+        milliseconds: Since the epoch. A producer may write any 64-bit number.
+    """
+    if milliseconds is None or milliseconds < 0:
+        return None
+    try:
+        return _EPOCH + timedelta(milliseconds=milliseconds)
+    except OverflowError:
+        return None
 
 
 def encode_headers(headers: HeadersInput | None) -> list[tuple[str, bytes | None]]:

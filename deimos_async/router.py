@@ -87,16 +87,27 @@ class Declaring:
         return topic
 
     @overload
-    def producer(self, topic: Topic, *, backend: str | None = None) -> Producer: ...
+    def producer(self, topic: Topic, *, backend: str | None = None, allow_loss: bool = False) -> Producer: ...
     @overload
-    def producer(self, topic: Topic, cls: type[Prod], *, backend: str | None = None) -> Prod: ...
-    def producer(self, topic: Topic, cls: type[Producer] = Producer, *, backend: str | None = None) -> Producer:
+    def producer(
+        self, topic: Topic, cls: type[Prod], *, backend: str | None = None, allow_loss: bool = False
+    ) -> Prod: ...
+    def producer(
+        self,
+        topic: Topic,
+        cls: type[Producer] = Producer,
+        *,
+        backend: str | None = None,
+        allow_loss: bool = False,
+    ) -> Producer:
         """Make a producer of a declared topic.
 
         Args:
             topic: From `topic(...)`.
             cls: `Producer` or a subclass; it is made without arguments.
             backend: `"kafka"`, `"kafka_async"` or `"test"` instead of `producers.backend`.
+            allow_loss: Whether handlers with `delivery="effectively_once"` may use it though its backend sends after
+                the commit: a crash in between loses the message.
         """
         if not isinstance(topic, Topic):
             raise ConfigurationError(f"producer(...) takes what topic(...) returned, not {topic!r}")
@@ -107,7 +118,7 @@ class Declaring:
                 f"producer of topic {topic.name!r}: backend={backend!r} is not one of 'kafka', 'kafka_async', 'test'"
             )
         producer = cls()
-        producer._bind(topic, backend)
+        producer._bind(topic, backend, allow_loss=allow_loss)
         self._declared.producers.append(producer)
         self._producer_declared(producer)
         return producer
@@ -138,8 +149,9 @@ class Declaring:
             max_wait: Seconds that an incomplete batch waits for more.
             concurrency: Most handlers running at once in one process.
             ordering: `"partition"`, `"key"` (same key in order, different keys side by side) or `"none"`.
-            delivery: `"at_least_once"`, or `"at_most_once"` (committed before it is handled, tried once unless
-                `on_error` is given here).
+            delivery: `"at_least_once"`; `"at_most_once"` (committed before it is handled, tried once unless
+                `on_error` is given here); or `"effectively_once"` (offsets are kept in the database, in the
+                transaction of the handler's session; `concurrency` acts across partitions).
             on_error: What follows an error; default the topic's, then that of the settings.
             start_from: Where the group has no offset: `"earliest"`, `"latest"` or an aware datetime.
             fatal_error: `(error, messages) -> bool`: True stops the consumer before any retry.

@@ -26,10 +26,11 @@ from deimos_async.brokers.protocol import Broker, BrokerProducer, ConsumerOption
 from deimos_async.consuming.clock import Clock, LoopClock
 from deimos_async.consuming.dead_letters import is_dead_letter_topic
 from deimos_async.consuming.dispatch import NextRetry, Work
-from deimos_async.consuming.handling import build_call
+from deimos_async.consuming.handling import Call, build_call, build_fenced_call
 from deimos_async.consuming.runner import ConsumerRunner, RunnerOptions, RunnerStatus
+from deimos_async.consuming.stored_offsets import StoredOffsets
 from deimos_async.consuming.watchdog import WatchedConsumer
-from deimos_async.errors import ConfigurationError, DeimosError
+from deimos_async.errors import ConfigurationError, DatabaseError, DeimosError
 from deimos_async.events import EventBus
 from deimos_async.loop_lag import LoopLag
 from deimos_async.message import OutboundRecord
@@ -47,6 +48,7 @@ if TYPE_CHECKING:  # start-up time: SQLAlchemy and pydantic are loaded where the
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from deimos_async.database.engines import Database
+    from deimos_async.database.offsets import SqlOffsetStore
     from deimos_async.schemas.registry import SchemaRegistry
     from deimos_async.settings import KafkaSettings, Settings
 
@@ -183,6 +185,7 @@ class Running:
         self.supervisor = Supervisor()
         self.brokers: dict[str, Broker] = {}
         self.database: Database | None = None
+        self._offset_store: SqlOffsetStore | None = None
         self.outlets: Outlets | None = None
         self.buffered: KafkaAsyncBackend | None = None
         self.test_backend = TestBackend()
@@ -228,9 +231,24 @@ class Running:
             assert self.plan is not None
             yield Administration(self.brokers, self.plan, self._given.settings)
 
+    @asynccontextmanager
+    async def database_only(self) -> AsyncIterator[Database]:
+        """The database alone, for administration; raises ConfigurationError where there is none that lasts."""
+        given = self._given
+        if given.settings.embedded and given.engine is None:
+            raise ConfigurationError("an embedded application's database lasts as long as its run; unset 'embedded'")
+        try:
+            self._open_database(self._stack)
+            if self.database is None:
+                raise ConfigurationError("there is no database; set 'database.url', or give Deimos(engine=...)")
+            yield self.database
+        finally:
+            await self.stop()
+
     async def _open(self) -> None:
         stack = self._stack
         self.plan = self._make_plan(stack)
+        await self._provide_tables()
         await self._start_brokers(self.plan, stack)
         await self._provide_topics(self.plan)
         await self._open_producers(stack)
@@ -253,7 +271,8 @@ class Running:
             settings,
             self.codecs,
             fatal_error=given.fatal_error,
-            has_database=self.database is not None,
+            dialect=None if self.database is None else self.database.engine.dialect,
+            events=given.events,
         )
 
     def _open_database(self, stack: AsyncExitStack) -> None:
@@ -273,6 +292,17 @@ class Running:
             self.database = Database.from_url(url.get_secret_value())
         assert self.database is not None
         stack.push_async_callback(self.database.close)
+
+    async def _provide_tables(self) -> None:
+        if self.database is None or self._given.engine is not None or not self._given.settings.embedded:
+            return
+        from deimos_async.database.creation import create_framework_tables  # start-up time: loads SQLAlchemy
+
+        await create_framework_tables(self.database.engine)
+        assert self.plan is not None
+        for metadata in dict.fromkeys(metadata for consumer in self.plan.consumers for metadata in consumer.metadata):
+            async with self.database.engine.begin() as connection:
+                await connection.run_sync(metadata.create_all)
 
     async def _start_brokers(self, plan: Plan, stack: AsyncExitStack) -> None:
         used = {topic.options.cluster for topic in plan.topics.values() if topic.is_produced or topic.is_consumed}
@@ -369,6 +399,8 @@ class Running:
         await supervisor.start([loop_lag, backend, self._preparation])
         if "consumers" not in self._parts:
             return
+        if any(consumer.spec.delivery == "effectively_once" for consumer in self.plan.consumers):
+            await self._check_offset_store()
         self._runners = [
             WatchedConsumer(partial(self.runner, consumer, stage), interval=settings.consumers.stall_timeout / 4)
             for consumer in self.plan.consumers
@@ -379,17 +411,45 @@ class Running:
         )
         await supervisor.start(self._runners)
 
-    def work(self, consumer: PlannedConsumer, stage: int = 0) -> Work:
+    async def _check_offset_store(self) -> None:
+        """Raises ConfigurationError where offsets cannot be kept; a database that is away is waited for later."""
+        try:
+            await self._offsets_kept().check()
+        except DatabaseError as error:
+            if not error.retriable:
+                raise
+            logger.warning("consumers with delivery='effectively_once' wait for their database: %s", error)
+
+    def _offsets_kept(self) -> SqlOffsetStore:
+        if self._offset_store is None:
+            from deimos_async.database.offsets import SqlOffsetStore  # start-up time: loads SQLAlchemy
+
+            assert self.database is not None  # such consumers take sessions, which was checked
+            self._offset_store = SqlOffsetStore(self.database.engine)
+        return self._offset_store
+
+    def _call(self, consumer: PlannedConsumer, offsets: StoredOffsets | None) -> Call:
+        owner, database = self._given.owner, self.database
+        if consumer.spec.delivery != "effectively_once":
+            opened = None if database is None else database.session
+            return build_call(consumer.handler, open_session=opened, owner=owner)
+        from deimos_async.database.fencing import FencedSession  # start-up time: loads SQLAlchemy
+
+        assert database is not None
+        return build_fenced_call(
+            consumer.handler, open_session=partial(database.session, FencedSession), owner=owner, offsets=offsets
+        )
+
+    def work(self, consumer: PlannedConsumer, stage: int = 0, *, offsets: StoredOffsets | None = None) -> Work:
         """What a consumer does with its records, in this run.
 
         Args:
             stage: 0 for its topic, n for its n-th retry topic, where each message has one attempt.
+            offsets: Those of a member, with `delivery="effectively_once"`; None for messages that are in no partition.
         """
         given = self._given
         settings, spec, topic = given.settings, consumer.spec, consumer.topic
         producer = self.letter_producers[topic.options.cluster]
-        database = self.database
-
         reads_letters = is_dead_letter_topic(topic.kafka_name, settings.consumers.dead_letter_topic)
 
         async def publish(record: OutboundRecord) -> None:
@@ -422,11 +482,7 @@ class Running:
             delivery=spec.delivery,
             max_buffered=settings.consumers.max_buffered,
             max_buffered_bytes=settings.consumers.max_buffered_bytes,
-            call=build_call(
-                consumer.handler,
-                open_session=None if database is None else database.session,
-                owner=given.owner,
-            ),
+            call=self._call(consumer, offsets),
             decoding=_Decoding(topic.codec, consumer.convert),
             policy=dataclasses.replace(consumer.policy, attempts=1) if stage else consumer.policy,
             retry=NextRetry(consumer.retry_topics[stage], delays[stage]) if stage < len(delays) else None,
@@ -441,6 +497,7 @@ class Running:
             payload_log=topic.options.payload_log,
             on_failure=failed,
             clock=self.clock,
+            offsets=offsets,
         )
 
     def runner(self, consumer: PlannedConsumer, stage: int = 0) -> ConsumerRunner:
@@ -448,7 +505,10 @@ class Running:
         settings, spec, topic = self._given.settings, consumer.spec, consumer.topic
         consumers = settings.consumers
         broker = self.brokers[topic.options.cluster]
-        work = self.work(consumer, stage)
+        offsets = None
+        if spec.delivery == "effectively_once":
+            offsets = StoredOffsets(self._offsets_kept(), group=consumer.kafka_group, on_lost=consumers.on_lost_offset)
+        work = self.work(consumer, stage, offsets=offsets)
         start_from = "earliest" if stage else spec.start_from
         options = ConsumerOptions(
             group=consumer.kafka_group,

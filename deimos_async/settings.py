@@ -231,6 +231,9 @@ class ConsumersSettings(_Group):
     """Most bytes of one partition in one answer of a broker."""
     instance_id: str | None = None
     """Static membership: stable name of this process. The consumer's name is appended for each member."""
+    on_lost_offset: Literal["stop", "earliest", "latest"] = "stop"
+    """With `delivery="effectively_once"`: what follows where the stored offset does not exist in its partition, or the
+    topic was deleted and made again. `stop` with an error, or go on at the `earliest` or `latest` offset there is."""
     stall_timeout: Seconds = 120.0
     """Seconds without any progress after which a consumer that has something to do counts as stalled: `/livez` says so,
     and where no handler is running a new member takes over. Best above the longest call of a handler, as `/livez`

@@ -155,12 +155,12 @@ def check_consumer(spec: ConsumerSpec) -> list[str]:
         wrong("ordering", spec.ordering, "with batch=True each batch is of one partition: use ordering='partition'")
     if spec.delivery not in get_args(Delivering):
         wrong("delivery", spec.delivery, f"one of {', '.join(map(repr, get_args(Delivering)))}")
-    elif spec.delivery == "effectively_once":
-        wrong("delivery", spec.delivery, "this version has 'at_least_once' and 'at_most_once'")
+    elif spec.delivery == "effectively_once" and spec.ordering in ("key", "none"):
+        wrong("ordering", spec.ordering, "delivery='effectively_once' keeps one offset a partition: 'partition'")
     if spec.on_error is not None and not isinstance(spec.on_error, OnError):
         wrong("on_error", spec.on_error, "give OnError(...)")
     elif spec.on_error is not None and spec.on_error.then == "retry_keyed":
-        wrong("on_error.then", "retry_keyed", "it needs delivery='effectively_once', which this version lacks")
+        wrong("on_error.then", "retry_keyed", "this version lacks it")
     if isinstance(spec.start_from, datetime):
         if spec.start_from.tzinfo is None:
             wrong("start_from", spec.start_from, "give an aware datetime, e.g. with tzinfo=UTC")

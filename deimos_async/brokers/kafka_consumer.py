@@ -37,7 +37,8 @@ from deimos_async.brokers import kafka_clients
 from deimos_async.brokers.kafka_errors import translate, translate_commit
 from deimos_async.brokers.kafka_fencing import is_fenced
 from deimos_async.brokers.kafka_options import KafkaOptions, check_extra, milliseconds
-from deimos_async.brokers.protocol import ConsumerOptions, RebalanceListener, TopicInfo
+from deimos_async.brokers.kafka_topic_ids import topic_ids
+from deimos_async.brokers.protocol import ConsumerOptions, Extent, RebalanceListener, TopicInfo
 from deimos_async.errors import (
     BrokerError,
     BrokerUnavailableError,
@@ -188,11 +189,11 @@ class KafkaConsumer:
             await self._harvest()
             if self._before_unreadable is not None:
                 max_records = min(max_records, self._before_unreadable)
-            if self._is_settled:
-                if self._undecided:
-                    await self._decide_again(deadline)
-                if found := self._take_held(max_records) or await self._read(client, max_records):
-                    return found
+            if self._is_settled and self._undecided:
+                await self._decide_again(deadline)
+            # Asked anew: a rebalance may have begun meanwhile.
+            if self._is_settled and (found := self._take_held(max_records) or await self._read(client, max_records)):
+                return found
             if self._poll is None:
                 # Also while the group rebalances: aiokafka takes a consumer that does not ask for dead, and says
                 # what is wrong with the group only to one that asks.
@@ -277,11 +278,14 @@ class KafkaConsumer:
                 return
             case kafka.OffsetOutOfRangeError():
                 for partition, offset in error.args[0].items():
+                    if TopicPartition(*partition) in self._paused:
+                        continue  # asked for before; it is asked for again when it is resumed
                     if partition in client.assignment() and await client.position(partition) == offset:
                         raise OffsetOutOfRangeError(
                             f"group {group!r}: offset {offset} of topic {partition.topic!r} partition "
                             f"{partition.partition} does not exist (any more); nothing is skipped: set the group's "
-                            "offset to where it shall go on"
+                            "offset to where it shall go on",
+                            partition=TopicPartition(*partition),
                         ) from error
             case UnicodeDecodeError():
                 await self._unreadable(client, error)
@@ -393,6 +397,34 @@ class KafkaConsumer:
             asyncio.gather(*(client.committed(KafkaPartition(*partition)) for partition in wanted)), "committed offsets"
         )
         return dict(zip(wanted, found, strict=True))
+
+    async def starting_points(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """Where the group begins: at its stored offset, else as `start_from` says.
+
+        Raises:
+            BrokerError: No answer within the request timeout, or refused.
+        """
+        stored = await self.committed(partitions)
+        new = [KafkaPartition(*partition) for partition, offset in stored.items() if offset is None]
+        begins = await self._ask(self._first_offsets(self._running(), new), "first positions")
+        return {partition: begins[partition] if offset is None else offset for partition, offset in stored.items()}
+
+    async def extents(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, Extent]:
+        """What these partitions hold, asked from the brokers now.
+
+        Raises:
+            BrokerError: No answer within the request timeout, or refused.
+        """
+        client = self._running()
+        asked = [KafkaPartition(*partition) for partition in dict.fromkeys(partitions)]
+        ids = await self._ask(topic_ids(client._client, sorted({partition.topic for partition in asked})), "topic ids")
+        # A partition ends after its beginning also where retention works in between: the beginning is asked first.
+        begins = await self._ask(client.beginning_offsets(asked), "first offsets")
+        ends = await self._ask(client.end_offsets(asked), "end offsets")
+        return {
+            TopicPartition(*partition): Extent(begins[partition], ends[partition], ids.get(partition.topic))
+            for partition in asked
+        }
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """Next fetch of this partition begins here. Raises BrokerError if it is not assigned."""

@@ -12,12 +12,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from deimos_async.brokers.partitioner import Partitioner, size_alone
 from deimos_async.brokers.protocol import (
     ConsumerOptions,
+    Extent,
     NewTopic,
     ProducerOptions,
     RebalanceListener,
@@ -126,6 +128,7 @@ class MemoryBroker:
         self._partitions = partitions
         self._auto_create = auto_create
         self._topics: dict[str, list[_Log]] = {}
+        self._topic_ids: dict[str, str] = {}
         self._groups: dict[str, _Group] = {}
         self._partitioner = Partitioner()
         self._waiters: set[asyncio.Future[None]] = set()
@@ -290,6 +293,20 @@ class MemoryBroker:
         log.start = kept
         self._notify()
 
+    def delete_topic(self, topic: str) -> None:
+        """Delete a topic that no member reads, with what groups have committed for it.
+
+        Raises:
+            TopicNotFoundError: No such topic.
+        """
+        if topic not in self._topics:
+            raise TopicNotFoundError(f"cluster {self.name!r} has no topic {topic!r}")
+        del self._topics[topic], self._topic_ids[topic]
+        for group in self._groups.values():
+            for partition in [partition for partition in group.offsets if partition.topic == topic]:
+                del group.offsets[partition]
+        self._notify()
+
     def expire(self, consumer: MemoryConsumer) -> None:
         """Let a member's session run out: its partitions go to others at once, it hears `on_lost`, and joins again."""
         if consumer._group is not None and consumer in consumer._group.members:
@@ -300,6 +317,7 @@ class MemoryBroker:
 
     def _make_topic(self, name: str, partitions: int) -> list[_Log]:
         logs = self._topics[name] = [_Log() for _ in range(partitions)]
+        self._topic_ids[name] = uuid.uuid4().hex
         self._notify()
         return logs
 
@@ -463,7 +481,8 @@ class MemoryConsumer:
             if not log.start <= position <= log.end:
                 raise OffsetOutOfRangeError(
                     f"group {self.options.group!r}: offset {position} of topic {partition.topic!r} partition "
-                    f"{partition.partition} does not exist; the partition holds {log.start} to {log.end}"
+                    f"{partition.partition} does not exist; the partition holds {log.start} to {log.end}",
+                    partition=partition,
                 )
             if position < log.end:
                 ready.append((partition, log))
@@ -521,6 +540,21 @@ class MemoryConsumer:
         """The group's stored offsets; None where there is none."""
         stored = await self._broker.group_offsets(self.options.group)
         return {partition: stored.get(partition) for partition in partitions}
+
+    async def starting_points(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """Where the group begins: at its stored offset, else as `start_from` says."""
+        stored = await self._broker.group_offsets(self.options.group)
+        return {
+            partition: stored[partition] if partition in stored else self._begin(self._broker._log(partition))
+            for partition in partitions
+        }
+
+    async def extents(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, Extent]:
+        """What these partitions hold."""
+        self._check_running()
+        logs = {partition: self._broker._log(partition) for partition in partitions}
+        ids = self._broker._topic_ids
+        return {partition: Extent(log.start, log.end, ids[partition.topic]) for partition, log in logs.items()}
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """Next fetch of this partition begins here. Raises BrokerError if it is not assigned."""

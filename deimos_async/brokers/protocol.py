@@ -18,6 +18,7 @@ __all__ = [
     "BrokerConsumer",
     "BrokerProducer",
     "ConsumerOptions",
+    "Extent",
     "NewTopic",
     "ProducerOptions",
     "RebalanceListener",
@@ -78,6 +79,15 @@ class StoredOffset(NamedTuple):
     """Kafka keeps at most 4,096 bytes unless the brokers say otherwise (`offset.metadata.max.bytes`)."""
 
 
+class Extent(NamedTuple):
+    """What a partition holds: offsets from `begin` (included) to `end` (excluded)."""
+
+    begin: int
+    end: int
+    topic_id: str | None = None
+    """Kafka's id of the topic, which a topic of the same name that is made later does not have; None: not known."""
+
+
 @dataclass(frozen=True, slots=True)
 class NewTopic:
     """A topic to be made. `replication_factor` -1 takes the broker's default."""
@@ -117,6 +127,7 @@ class BrokerConsumer(Protocol):
 
         Raises:
             OffsetOutOfRangeError: A position does not exist in its partition (names topic, partition, offset).
+                After `seek` or `pause` of that partition the others go on.
             BrokerError: Not authorised, fenced: the member cannot go on.
         """
 
@@ -142,6 +153,16 @@ class BrokerConsumer(Protocol):
 
     async def committed(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int | None]:
         """The group's stored offsets; None where there is none."""
+
+    async def starting_points(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """Where the group begins in these partitions: at its stored offset, else as `start_from` says."""
+
+    async def extents(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, Extent]:
+        """What these partitions hold, asked from the brokers now.
+
+        Raises:
+            BrokerError: No answer within the request timeout, or refused.
+        """
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """Next fetch of this assigned partition begins here. Records fetched before are dropped."""

@@ -5,43 +5,29 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import re
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, TypeVar
 
 import click
 
 from deimos_async.app import Deimos
 from deimos_async.cli.loading import EXIT_FAILURE, load_app, reporting
-from deimos_async.consuming.dead_letters import HEADER_PREFIX, REPLAY_GROUP, REPLAYED_FROM, REPLAYS
+from deimos_async.cli.options import FiniteRange, key_text, point_in_time
+from deimos_async.consuming.dead_letters import HEADER_PREFIX, MARKS
 from deimos_async.errors import ConfigurationError
 from deimos_async.letters.desk import LetterDesk, LetterTopic, Opened
 from deimos_async.letters.dropping import Drop, drop, drops_all, drops_before, drops_replayed
 from deimos_async.letters.letter import Letter, LetterAddress, LetterFilter
 from deimos_async.letters.replay import Replay, ReplayOptions, ReplayReport
 from deimos_async.letters.summary import LetterSummary
+from deimos_async.plain_text import escaped
 
 __all__ = ["dead_letters"]
 
 T = TypeVar("T")
-
-_AGE = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def _moment(text: str) -> datetime:
-    if age := _AGE.fullmatch(text):
-        return datetime.now(UTC) - timedelta(seconds=float(age[1]) * _SECONDS[age[2]])
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise click.BadParameter(
-            f"{text!r}: give a time as 2026-05-01T12:00+02:00, or an age as 90s, 30m, 12h, 7d"
-        ) from None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 def _address(text: str) -> LetterAddress:
@@ -56,12 +42,17 @@ _FILTERS = (
     click.option("--error", metavar="CLASS", multiple=True, help="Of this error class, e.g. ValueError. Repeatable."),
     click.option(
         "--since",
-        type=_moment,
+        type=point_in_time,
         metavar="TIME",
         help="Failed then or later: a time (UTC unless it says so), or an age: 12h.",
     ),
-    click.option("--until", type=_moment, metavar="TIME", help="Failed before then."),
-    click.option("--key", metavar="TEXT", help="With this key: text, a number, or JSON for keys of several fields."),
+    click.option("--until", type=point_in_time, metavar="TIME", help="Failed before then."),
+    click.option(
+        "--key",
+        type=key_text,
+        metavar="TEXT",
+        help="With this key: text, a number, or JSON for keys of several fields.",
+    ),
 )
 _TOPIC = click.option(
     "--topic", "topics", metavar="NAME", multiple=True, help="Only this topic's dead letters. Repeatable."
@@ -121,11 +112,12 @@ def list_letters(
             click.echo(f"  failed from {_shown(summary.oldest)} to {_shown(summary.newest)}")
         for title, counts in (("error", summary.by_error), ("group", summary.by_group)):
             for name, count in counts.most_common():
-                click.echo(f"  {count:>8}  {title} {name or 'not said'}")
+                click.echo(f"  {count:>8}  {title} {escaped(name or 'not said')}")
     if not summaries:
         click.echo("no dead-letter topic exists")
     for letter in last:
-        click.echo(f"{_shown(letter.failed_at)}  {letter.address}  {letter.group or '-'}  {letter.error_class or '-'}")
+        who, what = escaped(letter.group or "-"), escaped(letter.error_class or "-")
+        click.echo(f"{_shown(letter.failed_at)}  {letter.address}  {who}  {what}")
 
 
 def _summary_row(topic: LetterTopic, summary: LetterSummary) -> dict[str, Any]:
@@ -175,7 +167,7 @@ def show(app: str, letter: LetterAddress, reveal: bool, as_json: bool) -> None:
 
     found = _at_desk(app, ask)
     if found is None:
-        click.echo(f"Error: there is no letter at {letter} (any more)", err=True)
+        click.echo(escaped(f"Error: there is no letter at {letter} (any more)"), err=True)
         sys.exit(EXIT_FAILURE)
     record = found[0].record
     rows = _letter_row(found[0]) | {
@@ -191,15 +183,15 @@ def show(app: str, letter: LetterAddress, reveal: bool, as_json: bool) -> None:
         if name == "headers":
             click.echo("headers:" if value else "headers: none")
             for header in value:
-                click.echo(f"  {header['name']}: {header.get('value', _size(header))}")
+                click.echo(escaped(f"  {header['name']}: {header.get('value', _size(header))}"))
         elif isinstance(value, Mapping):
             click.echo(f"{name}: {_size(value)}")
             for about in ("value", "problem", "hex"):
                 if about in value:
                     text = value[about] if isinstance(value[about], str) else json.dumps(value[about], default=str)
-                    click.echo(f"  {about}: {text}")
+                    click.echo(escaped(f"  {about}: {text}"))
         else:
-            click.echo(f"{name.replace('_', ' ')}: {'-' if value is None else value}")
+            click.echo(escaped(f"{name.replace('_', ' ')}: {'-' if value is None else value}"))
 
 
 def _part(data: bytes | None, name: str, opened: Opened | None) -> dict[str, Any]:
@@ -224,7 +216,7 @@ def _header(name: str, value: bytes | None, reveal: bool) -> dict[str, Any]:
     if value is None:
         return {"name": name, "bytes": None}
     told: dict[str, Any] = {"name": name, "bytes": len(value)}
-    if reveal or name.startswith(HEADER_PREFIX) or name in (REPLAYED_FROM, REPLAYS, REPLAY_GROUP):
+    if reveal or name.startswith(HEADER_PREFIX) or name in MARKS:
         told["value"] = value.decode(errors="backslashreplace")
     return told
 
@@ -242,10 +234,11 @@ def _size(part: Mapping[str, Any]) -> str:
 @click.argument("app", metavar="APP")
 @_TOPIC
 @_filtered
+@click.option("--to", metavar="TOPIC", help="With one --topic: all go to this topic of APP, wherever they came from.")
 @click.option("--to-all-groups", is_flag=True, help="With --group: the others handle these messages again too.")
 @click.option("--by-key", is_flag=True, help="Choose partitions by the key; else the ones that messages came from.")
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many letters.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="At most so many letters a second.")
+@click.option("--rate", type=FiniteRange(min=0, min_open=True), help="At most so many letters a second.")
 @click.option(
     "--max-replays",
     type=click.IntRange(min=1),
@@ -264,6 +257,7 @@ def replay(
     since: datetime | None,
     until: datetime | None,
     key: str | None,
+    to: str | None,
     to_all_groups: bool,
     by_key: bool,
     limit: int | None,
@@ -273,11 +267,12 @@ def replay(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Send dead letters back to the topics they came from.
+    """Send dead letters back to the topics that their dead-letter topics belong to.
 
-    Key, value, timestamp and headers are as they were, without the headers of the dead letter and with
-    `deimos-replayed-from` and `deimos-replays`. With --group only that group handles them; else every group that reads
-    the topic does. The letters stay where they are; which were replayed is remembered, and they are not replayed again.
+    Letters that say that they came from elsewhere are left. Key, value, timestamp and headers are as they were, without
+    the headers of the dead letter and with `deimos-replayed-from`, `deimos-replay-topic` and `deimos-replays`. With
+    --group only that group handles them; else every group that reads the topic does. The letters stay where they are;
+    which were replayed is remembered, and they are not replayed again.
     """
     with ExitStack() as stack:
         bar = _Bar(stack) if sys.stderr.isatty() and not as_json else None
@@ -285,6 +280,7 @@ def replay(
         async def send(desk: LetterDesk) -> ReplayReport:
             options = ReplayOptions(
                 wanted=_filter(desk, group, error, since, until, key),
+                to=to,
                 only_group=bool(group) and not to_all_groups,
                 max_replays=max_replays,
                 by_key=by_key,
@@ -307,9 +303,9 @@ def replay(
     if not report.replayed:
         click.echo(f"no letters {verb}")
     for reason, count in report.passed_over.most_common():
-        click.echo(f"{count} letters left: {reason}")
+        click.echo(escaped(f"{count} letters left: {reason}"))
     for reason in report.refused:
-        click.echo(f"Error: {reason}", err=True)
+        click.echo(escaped(f"Error: {reason}"), err=True)
     if report.refused:
         sys.exit(EXIT_FAILURE)
 

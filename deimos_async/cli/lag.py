@@ -13,6 +13,7 @@ import click
 
 from deimos_async.app import Deimos
 from deimos_async.cli.loading import load_app, reporting
+from deimos_async.cli.options import FiniteRange
 from deimos_async.errors import ConfigurationError
 from deimos_async.lag import PartitionLag, lags
 
@@ -26,7 +27,7 @@ EXIT_EXCEEDED = 3
 @click.argument("app", metavar="APP")
 @click.option("--group", "groups", multiple=True, metavar="NAME", help="Only this group. Repeatable.")
 @click.option("--max-messages", type=click.IntRange(min=0), help="Status 3 if a partition lags by more messages.")
-@click.option("--max-seconds", type=click.FloatRange(min=0), help="Status 3 if the oldest message waits longer.")
+@click.option("--max-seconds", type=FiniteRange(min=0), help="Status 3 if the oldest message waits longer.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def lag(app: str, groups: tuple[str, ...], max_messages: int | None, max_seconds: float | None, as_json: bool) -> None:
     """Show what consumer groups of APP have not committed yet, by partition. APP need not run.

@@ -14,6 +14,7 @@ import click
 
 from deimos_async.app import Deimos
 from deimos_async.errors import ConfigurationError, DeimosError
+from deimos_async.plain_text import escaped_lines
 
 __all__ = ["configure_logging", "load_app", "reporting"]
 
@@ -53,14 +54,17 @@ def load_app(target: str) -> Deimos:
 
 @contextmanager
 def reporting() -> Iterator[None]:
-    """Our errors become a text on standard error and an exit status; a traceback would only hide them."""
+    """Our errors become a text on standard error and an exit status; a traceback would only hide them.
+
+    What is not printable in them is escaped: they may quote what a message said.
+    """
     try:
         yield
     except ConfigurationError as error:
-        click.echo(f"Configuration error: {error}", err=True)
+        click.echo(escaped_lines(f"Configuration error: {error}"), err=True)
         sys.exit(EXIT_CONFIGURATION)
     except DeimosError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(escaped_lines(f"Error: {error}"), err=True)
         sys.exit(EXIT_FAILURE)
 
 

@@ -16,6 +16,7 @@ import click
 from deimos_async.app import Deimos
 from deimos_async.cli.loading import EXIT_FAILURE, configure_logging, load_app, reporting
 from deimos_async.errors import ConfigurationError
+from deimos_async.plain_text import described
 from deimos_async.service import Supervisor
 
 __all__ = ["run"]
@@ -158,7 +159,7 @@ async def _serve(app: Deimos, only: tuple[str, ...] | None) -> int:
     finally:
         stopped.cancel()
     for name, error in app.failures.items():
-        click.echo(f"Error: {name}: {error}", err=True)
+        click.echo(f"Error: {name}: {described(error)}", err=True)
     return EXIT_FAILURE if app.failures else 0
 
 

@@ -39,9 +39,11 @@ from deimos_async.consuming.on_error import (
     decide,
     is_surroundings,
 )
+from deimos_async.consuming.stored_offsets import MustReread, Refused, StoredOffsets
 from deimos_async.errors import DeimosError, HandlerError
 from deimos_async.message import InboundRecord, Message, OutboundRecord, TopicPartition
 from deimos_async.payload_log import payload_view
+from deimos_async.plain_text import described
 from deimos_async.specs import Delivering, Ordering
 from deimos_async.telemetry.protocol import Metrics, Tracing
 from deimos_async.topics import FatalError, OnError, PayloadLog
@@ -118,6 +120,8 @@ class Work:
     """Told once when the consumer stops for an error."""
     clock: Clock = field(default_factory=LoopClock)
     """What messages wait by."""
+    offsets: StoredOffsets | None = None
+    """With effectively once: offsets in the database, which `call` moves. What ends otherwise is stored here."""
 
 
 class _Parked(Exception):
@@ -139,6 +143,8 @@ class Dispatcher:
         """Lanes whose head waits for a timer that goes on with it."""
         self.parks = 0
         """How often a head was put off, ever."""
+        self.on_restart: Callable[[TopicPartition], None] = lambda partition: None
+        """Called when a partition is to be brought to its stored offset again."""
         self._ready: asyncio.Queue[Lane] = asyncio.Queue()
         self._stopping = False
         self._left: asyncio.Future[None] | None = None
@@ -150,12 +156,13 @@ class Dispatcher:
         """These are ours from now on."""
         for partition in partitions:
             added = self.partitions[partition] = Partition(partition, self.work.ordering)
+            added.unplaced = self.work.offsets is not None
             if self._stopping:
                 added.halt(closes_gaps=False)
 
     def add(self, partition: Partition, records: Sequence[InboundRecord]) -> None:
         """Records of an assigned partition, ascending, next after earlier ones."""
-        if others := dead_letters.for_other_groups(records, self._group):
+        if others := dead_letters.for_other_groups(records, self._group, is_retry=self.work.is_retry):
             partition.passed_over |= others
             self.measured.skipped += len(others)
         now = asyncio.get_running_loop().time()
@@ -179,6 +186,7 @@ class Dispatcher:
         if (
             len(lane.records) >= self.work.max_batch
             or lane.splits
+            or lane.settled
             or lane.doomed is not None
             or lane.attempt
             or lane.waits
@@ -222,6 +230,8 @@ class Dispatcher:
             lane.busy = True
             partition.busy += 1
             try:
+                if lane.settled:
+                    await self._settle_head(lane)
                 if lane.doomed is not None:
                     await self._send_away(lane)
                 await run(lane)
@@ -229,6 +239,11 @@ class Dispatcher:
                     return  # a handler has swallowed the cancellation that was meant for both
             except _Parked:
                 pass
+            except Exception as error:
+                # Nothing here is meant to raise. Stopping in front of the message loses nothing, and says where.
+                if not lane.records:
+                    raise
+                self._stop_for(lane.records[0], (), error, lane.attempt + 1)
             finally:
                 lane.busy = False
                 partition.busy -= 1
@@ -279,7 +294,7 @@ class Dispatcher:
                     if is_special:
                         if record.offset in passed_over:
                             handled += self._settle(lane, ended)
-                            self._pass_over(lane, [record])
+                            await self._pass_over(lane, [record])
                             continue
                         if work.is_retry:
                             self._wait_until_due(lane, record)
@@ -350,7 +365,7 @@ class Dispatcher:
             return
         batch = list(islice(lane.records, lane.splits[-1] if lane.splits else work.max_batch))
         if lane.partition.passed_over:
-            batch = self._without_passed_over(lane, batch)
+            batch = await self._without_passed_over(lane, batch)
             if not batch:
                 return  # offered again at once
         if work.is_retry:
@@ -381,17 +396,17 @@ class Dispatcher:
             self._log_handled(messages)
         self._finished(lane, taken)
 
-    def _without_passed_over(self, lane: Lane, batch: list[InboundRecord]) -> list[InboundRecord]:
+    async def _without_passed_over(self, lane: Lane, batch: list[InboundRecord]) -> list[InboundRecord]:
         """End those at the head that are not for us; the rest up to the next such one."""
         passed_over = lane.partition.passed_over
         head = list(takewhile(lambda record: record.offset in passed_over, batch))
         if head:
-            self._pass_over(lane, head)
+            await self._pass_over(lane, head)
         return list(takewhile(lambda record: record.offset not in passed_over, batch[len(head) :]))
 
-    def _pass_over(self, lane: Lane, records: Sequence[InboundRecord]) -> None:
+    async def _pass_over(self, lane: Lane, records: Sequence[InboundRecord]) -> None:
         lane.partition.passed_over.difference_update(record.offset for record in records)
-        self._finished(lane, records)
+        await self._conclude(lane, records)
 
     async def _decode_batch(
         self, lane: Lane, batch: Sequence[InboundRecord]
@@ -415,6 +430,34 @@ class Dispatcher:
             except Exception as error:
                 return messages, error
         return messages, None
+
+    async def _conclude(self, lane: Lane, records: Sequence[InboundRecord]) -> None:
+        """These records at the lane's head have ended, and no handler has stored that with its own rows.
+
+        Raises `_Parked` where it must be stored and cannot be yet.
+        """
+        if self.work.offsets is None:
+            self._finished(lane, records)
+        else:
+            lane.settled = len(records)
+            await self._settle_head(lane)
+
+    async def _settle_head(self, lane: Lane) -> None:
+        work = self.work
+        assert work.offsets is not None
+        records = list(islice(lane.records, lane.settled))
+        try:
+            await work.offsets.settle(lane.partition.id, records[-1].offset + 1)
+        except MustReread as error:
+            self._reread(lane, records[0], error)
+        except DeimosError as error:
+            if not error.retriable:
+                self._stop_for(records[0], (), error, lane.attempt)
+                raise _Parked from error
+            delay = backoff_delay(work.policy.backoff, lane.waits + 1, random.random())  # noqa: S311  # jitter
+            self._wait(lane, records[0], delay, str(error))
+        lane.settled = 0
+        self._finished(lane, records)
 
     def _finished(self, lane: Lane, records: Sequence[InboundRecord]) -> None:
         """These records at the lane's head have ended, one way or another."""
@@ -451,7 +494,12 @@ class Dispatcher:
         Returns when they have ended or were cut into parts; raises `_Parked` when the lane must be left.
         """
         work = self.work
+        if isinstance(error, MustReread):
+            self._reread(lane, records[0], error)
         attempt = lane.attempt + 1
+        if isinstance(error, Refused):
+            self._stop_for(records[0], messages, error.error, attempt)
+            raise _Parked
         if lane.splits and len(records) > 1:
             # A part of a batch that has had its attempts gets one more, to show whether the bad record is in it. A
             # record that stands alone has attempts of its own: its neighbours may have been the bad ones.
@@ -472,18 +520,15 @@ class Dispatcher:
         if not surroundings and not isinstance(error, (Skip, DeadLetter)):
             self.measured.failed[type(error).__name__] += 1
         where = _place(first)
-        described = f"{type(error).__name__}: {error}"
+        text = f"{type(error).__name__}: {described(error)}"
         match decision:
             case Wait(delay):
-                lane.waits += 1
-                logger.warning("%s: %s waits %.2f s for its surroundings: %s", work.name, where, delay, described)
-                self.measured.waits += 1
-                self._park(lane, delay)
+                self._wait(lane, first, delay, text)
             case TryAgain(delay):
                 lane.attempt, lane.waits = attempt, 0
                 logger.warning(
                     "%s: %s failed in attempt %d of %d, next in %.2f s: %s",
-                    work.name, where, attempt, work.policy.attempts, delay, described,
+                    work.name, where, attempt, work.policy.attempts, delay, text,
                     exc_info=error if logger.isEnabledFor(logging.DEBUG) else None,
                 )  # fmt: skip
                 self.measured.retries += 1
@@ -495,20 +540,46 @@ class Dispatcher:
                 self._halve(lane, len(records))
                 logger.warning(
                     "%s: %s and %d more failed (%s); tried in halves to find the bad ones",
-                    work.name, where, len(records) - 1, described,
+                    work.name, where, len(records) - 1, text,
                 )  # fmt: skip
             case PassOver():
                 wanted = isinstance(error, Skip)
                 logger.log(
                     logging.INFO if wanted else logging.WARNING,
-                    "%s: %s skipped: %s", work.name, where, described,
+                    "%s: %s skipped: %s", work.name, where, text,
                     exc_info=None if wanted else error,
                 )  # fmt: skip
                 self.measured.skipped += len(records)
-                self._finished(lane, records)
+                await self._conclude(lane, records)
             case Defer() | GiveUp():
                 lane.doomed = Doom(len(records), error, 0 if undecodable else attempt, isinstance(decision, Defer))
                 await self._send_away(lane)
+
+    def _wait(self, lane: Lane, first: InboundRecord, delay: float, why: str) -> NoReturn:
+        """Put off the lane's head for its surroundings; no attempt is counted."""
+        lane.waits += 1
+        logger.warning("%s: %s waits %.2f s for its surroundings: %s", self.work.name, _place(first), delay, why)
+        self.measured.waits += 1
+        self._park(lane, delay)
+
+    def _reread(self, lane: Lane, first: InboundRecord, why: MustReread) -> NoReturn:
+        """Leave the partition, and begin it again at its stored offset; no attempt is counted."""
+        logger.warning("%s: %s is left, and read again from the stored offset: %s", self.work.name, _place(first), why)
+        self.measured.waits += 1
+        self.parks += 1
+        self.restart(lane.partition)
+        raise _Parked from why
+
+    def restart(self, partition: Partition) -> None:
+        """Drop what is in hand of a partition, which goes on where its stored offset says.
+
+        One that is being given up, or was, is left as it is.
+        """
+        if partition.halted or self.partitions.get(partition.id) is not partition:
+            return
+        partition.halt(closes_gaps=False)
+        self.assign((partition.id,))
+        self.on_restart(partition.id)
 
     @staticmethod
     def _halve(lane: Lane, count: int) -> None:
@@ -538,9 +609,10 @@ class Dispatcher:
         self, first: InboundRecord, messages: Sequence[Message[Any]], error: BaseException, attempt: int
     ) -> None:
         where = _place(first)
-        logger.error("%s: stops at %s: %s: %s", self.work.name, where, type(error).__name__, error, exc_info=error)
+        logger.error("%s: stops at %s: %s: %s", self.work.name, where, type(error).__name__, described(error), exc_info=error)
         failure = HandlerError(
-            f"consumer {self.work.name!r} stopped at {where} in attempt {attempt}: {type(error).__name__}: {error}",
+            f"consumer {self.work.name!r} stopped at {where} in attempt {attempt}: {type(error).__name__}: "
+            f"{described(error)}",
             topic=first.topic,
             partition=first.partition,
             offset=first.offset,
@@ -562,7 +634,7 @@ class Dispatcher:
             logger.log(
                 logging.WARNING if doom.deferred else logging.ERROR,
                 "%s: %s sent to %s: %s: %s",
-                work.name, _place(record), topic, type(doom.error).__name__, doom.error,
+                work.name, _place(record), topic, type(doom.error).__name__, described(doom.error),
                 exc_info=None if isinstance(doom.error, DeadLetter) else doom.error,
             )  # fmt: skip
             if doom.deferred:
@@ -570,7 +642,7 @@ class Dispatcher:
             else:
                 self.measured.dead_lettered += 1
             lane.doomed = Doom(doom.count - 1, doom.error, doom.attempts, doom.deferred) if doom.count > 1 else None
-            self._finished(lane, (record,))
+            await self._conclude(lane, (record,))
 
     async def _publish_first_that_fits(self, lane: Lane, record: InboundRecord, doom: Doom) -> str:
         """Send the record away; returns the topic. What is refused is tried with fewer headers of ours.
@@ -609,6 +681,7 @@ class Dispatcher:
                 attempts=doom.attempts,
                 now=now,
                 delay=work.retry.delay,
+                is_retry=work.is_retry,
             )
             return
         letter = dead_letters.build(
@@ -619,9 +692,10 @@ class Dispatcher:
             attempts=doom.attempts,
             now=now,
             as_spring=work.spring_headers,
+            is_retry=work.is_retry,
         )
         yield letter
-        yield dead_letters.bare(record, letter)
+        yield dead_letters.bare(record, letter, is_retry=work.is_retry)
 
     @property
     def at_rest(self) -> bool:

@@ -8,7 +8,8 @@ from deimos_async.brokers.protocol import BrokerConsumer
 from deimos_async.consuming.commit import Committer
 from deimos_async.consuming.dispatch import Dispatcher
 from deimos_async.consuming.lanes import Partition
-from deimos_async.message import InboundRecord
+from deimos_async.errors import OffsetOutOfRangeError
+from deimos_async.message import InboundRecord, TopicPartition
 
 __all__ = ["Fetcher"]
 
@@ -20,6 +21,10 @@ _SPAN = 10
 """How many times the buffer the offsets from the position on may be: one message that waits would else let what is read
 again after a crash grow without end.
 """
+
+
+_HEADER_OVERHEAD = 100
+"""Bytes that a header takes in memory besides its name and its value: many small ones are not small."""
 
 
 class Fetcher:
@@ -45,13 +50,19 @@ class Fetcher:
         """Until `stop`, or until the dispatcher failed. Raises what the broker's consumer raises."""
         consumer, dispatcher = self._consumer, self._dispatcher
         while not self._stopped and dispatcher.failure is None:
-            fetched = await consumer.fetch(self._max_records, _POLL_TIMEOUT)
+            fetched: Sequence[tuple[TopicPartition, Sequence[InboundRecord]]]
+            try:
+                fetched = await consumer.fetch(self._max_records, _POLL_TIMEOUT)
+            except OffsetOutOfRangeError as error:
+                if not self._is_astray(error.partition):
+                    raise
+                fetched = ()
             if self._stopped:
                 return  # not handled, not committed: the next member reads them
             self.is_handing_over = True
             for id, records in fetched:
                 partition = dispatcher.partitions.get(id)
-                if partition is None or not records:
+                if partition is None or partition.unplaced or not records:
                     continue
                 if dispatcher.work.delivery == "at_most_once" and not await self._commit_ahead(partition, records):
                     continue
@@ -60,6 +71,16 @@ class Fetcher:
             self.is_handing_over = False
             fetched = records = ()  # else they would be kept as long as the next fetch waits
             self.adjust_pauses()
+
+    def _is_astray(self, id: TopicPartition | None) -> bool:
+        """Whether the partition's place is kept elsewhere, where it is looked up again when all in hand has ended."""
+        partition = None if id is None else self._dispatcher.partitions.get(id)
+        if id is None or partition is None or self._dispatcher.work.offsets is None:
+            return False
+        if not partition.unplaced:
+            partition.astray = True
+            self._consumer.pause((id,))
+        return True
 
     async def _commit_ahead(self, partition: Partition, records: Sequence[InboundRecord]) -> bool:
         if not await self._committer.commit_ahead(partition, records[-1].offset + 1):
@@ -77,7 +98,13 @@ class Fetcher:
         share = max(work.max_buffered // len(partitions), work.max_batch if work.batch else 1, 1)
         share_bytes = work.max_buffered_bytes // len(partitions)
         full, roomy = [], []
-        for id, partition in partitions.items():
+        for id, partition in tuple(partitions.items()):
+            if partition.unplaced:
+                continue
+            if partition.astray:
+                if not partition.buffered and not partition.busy:
+                    self._dispatcher.restart(partition)
+                continue
             most = min(share, max(1, share_bytes // partition.record_bytes))
             if partition.paused:
                 if partition.buffered * 2 <= most and partition.span * 2 <= most * _SPAN:
@@ -95,4 +122,11 @@ class Fetcher:
 def _largest(records: Sequence[InboundRecord]) -> int:
     """Bytes of the largest of a few records (at most eight), which stand for the others of the fetch."""
     step = len(records) // 8 + 1
-    return max(1, max(len(record.value or b"") + len(record.key or b"") for record in records[::step]))
+    return max(1, max(map(_size, records[::step])))
+
+
+def _size(record: InboundRecord) -> int:
+    size = len(record.value or b"") + len(record.key or b"")
+    if record.headers:
+        size += sum(len(name) + len(value or b"") + _HEADER_OVERHEAD for name, value in record.headers)
+    return size

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
+from deimos_async.consuming.stored_offsets import PATIENCE, MustReread, Refused, StoredOffsets
 from deimos_async.errors import DatabaseUnavailableError
+from deimos_async.message import TopicPartition
 from deimos_async.specs import Argument, HandlerSpec, Provide, TakeMessage, TakeSession
 
-__all__ = ["Call", "build_call"]
+__all__ = ["Call", "build_call", "build_fenced_call"]
+
+logger = logging.getLogger("deimos_async.consuming")
 
 Call = Callable[[Any], Awaitable[Any]]
 """Takes the Message, or the list of them."""
@@ -38,7 +43,125 @@ def build_call(spec: HandlerSpec, *, open_session: Callable[[], Any] | None, own
 
         return in_thread
 
-    arguments = spec.arguments
+    invoke = _invocation(spec)
+    if not spec.needs_session:
+
+        async def without_session(message: Any) -> None:
+            await invoke(message, None)
+
+        return without_session
+
+    # start-up time: SQLAlchemy is loaded only where a handler takes a session
+    from deimos_async.database.transactions import enter_scope, leave_scope
+
+    assert open_session is not None  # checked at start: a handler with a session needs a database
+    connect = _connecting()
+
+    async def with_session(message: Any) -> None:
+        async with open_session() as session:
+            await connect(session)
+            scope, token = enter_scope(owner, session)
+            try:
+                await invoke(message, session)
+                await session.commit()
+            finally:
+                leave_scope(scope, token)
+
+    return with_session
+
+
+def build_fenced_call(
+    spec: HandlerSpec, *, open_session: Callable[[], Any], owner: object, offsets: StoredOffsets | None
+) -> Call:
+    """As `build_call`, for `delivery="effectively_once"`: the stored offset moves in the handler's transaction.
+
+    What the call raises besides the handler's own errors: `MustReread`, when the stored offset is another one, and when
+    it is not known whether a commit went through; `Refused`, when the handler did what breaks the guarantee; a
+    `DatabaseError` with `retriable` true for a lost conflict with another transaction. Whatever it raises, nothing was
+    committed as far as is known.
+
+    Args:
+        spec: The handler takes a session, itself or by a provider.
+        open_session: Gives a new AsyncSession (not entered) that drives a `FencedSession`.
+        offsets: None: there is no partition to move on in, as in a test that hands over a message of its own.
+    """
+    # start-up time: SQLAlchemy is loaded only where a handler takes a session
+    from sqlalchemy.exc import DBAPIError
+
+    from deimos_async.database.errors import conflict, is_away, is_transient
+    from deimos_async.database.fencing import FencedSession
+    from deimos_async.database.transactions import enter_scope, leave_scope
+
+    invoke, connect, is_batch = _invocation(spec), _connecting(), spec.batch
+
+    async def attempt(message: Any, session: Any, fence: FencedSession) -> None:
+        first, last = (message[0], message[-1]) if is_batch else (message, message)
+        partition = TopicPartition(first.topic, first.partition)
+        place = None if offsets is None else offsets.place(partition, first.offset)
+        await invoke(message, session)
+        if fence.refused is not None:
+            raise fence.refused
+        if fence.new or fence.dirty or fence.deleted:
+            # Before the offset's row is locked, and while it is clear that an error is the handler's.
+            await session.flush()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                if offsets is not None and place is not None:
+                    await offsets.move(session, partition, place, last.offset + 1)
+                fence.may_commit = True
+                await session.commit()
+        except Exception as error:
+            if not fence.is_committed:
+                await session.run_sync(FencedSession.drop_connection)
+                if is_away(error):
+                    raise MustReread(f"whether it was committed is not known ({type(error).__name__})") from error
+                raise
+            logger.exception(
+                "%s[%d]@%d..%d is committed, but what follows a commit failed", *partition, first.offset, last.offset
+            )
+        finally:
+            if place is not None and fence.is_committed:
+                place.next_offset = last.offset + 1
+
+    async def fenced(message: Any) -> None:
+        async with open_session() as session:
+            await connect(session)
+            fence: FencedSession = session.sync_session
+            scope, token = enter_scope(owner, session)
+            try:
+                await attempt(message, session, fence)
+            except Exception as error:
+                if fence.refused is not None:
+                    if offsets is None:
+                        raise fence.refused from error
+                    raise Refused(fence.refused) from error
+                if isinstance(error, DBAPIError) and is_transient(error):
+                    raise conflict(error) from error
+                raise
+            finally:
+                leave_scope(scope, token)
+
+    return fenced
+
+
+def _connecting() -> Callable[[Any], Awaitable[None]]:
+    """What opens a session's connection, and says so where there is none to be had."""
+    from sqlalchemy.exc import DBAPIError  # start-up time
+
+    async def connect(session: Any) -> None:
+        try:
+            await session.connection()
+        except (OSError, DBAPIError) as error:
+            if isinstance(error, DBAPIError) and not _is_unreachable(error):
+                raise
+            raise DatabaseUnavailableError("the database cannot be reached (setting 'database.url')") from error
+
+    return connect
+
+
+def _invocation(spec: HandlerSpec) -> Callable[[Any, Any], Awaitable[None]]:
+    """Calls the handler with its providers, given the message (or messages) and the session."""
+    function, arguments = spec.function, spec.arguments
 
     async def invoke(message: Any, session: Any) -> None:
         failure: BaseException | None = None
@@ -55,36 +178,7 @@ def build_call(spec: HandlerSpec, *, open_session: Callable[[], Any] | None, own
         if failure is not None:
             raise failure  # a provider has caught it: it may see the handler's error, but not make it undone
 
-    if not spec.needs_session:
-
-        async def without_session(message: Any) -> None:
-            await invoke(message, None)
-
-        return without_session
-
-    # start-up time: SQLAlchemy is loaded only where a handler takes a session
-    from sqlalchemy.exc import DBAPIError
-
-    from deimos_async.database.transactions import enter_scope, leave_scope
-
-    assert open_session is not None  # checked at start: a handler with a session needs a database
-
-    async def with_session(message: Any) -> None:
-        async with open_session() as session:
-            try:
-                await session.connection()
-            except (OSError, DBAPIError) as error:
-                if isinstance(error, DBAPIError) and not _is_unreachable(error):
-                    raise
-                raise DatabaseUnavailableError("the database cannot be reached (setting 'database.url')") from error
-            scope, token = enter_scope(owner, session)
-            try:
-                await invoke(message, session)
-                await session.commit()
-            finally:
-                leave_scope(scope, token)
-
-    return with_session
+    return invoke
 
 
 async def _in_thread(function: Callable[..., Any], message: Any, **values: Any) -> None:

@@ -51,6 +51,7 @@ class Lane:
         waits: How often its head has waited for the surroundings in a row.
         splits: Sizes of the parts, the next one last, into which a batch was cut to find its bad records.
         doomed: What at its head leaves the topic, with the error and the number of attempts.
+        settled: How many records at its head have ended, but for their offset, which could not be stored yet.
         waiting_since: Loop time at which its oldest record came, for batches.
     """
 
@@ -64,6 +65,7 @@ class Lane:
         "partition",
         "queued",
         "records",
+        "settled",
         "splits",
         "timer",
         "waiting_since",
@@ -83,6 +85,7 @@ class Lane:
         self.waits = 0
         self.splits: list[int] = []
         self.doomed: Doom | None = None
+        self.settled = 0
         self.waiting_since = 0.0
 
 
@@ -103,6 +106,8 @@ class Partition:
         first: Offset of the first record that came in this assignment, or None.
         arrivals: How old the next message is.
         passed_over: Offsets of records in hand that are not for this consumer: they end without being handled.
+        unplaced: Where it goes on is kept in a database and was not read yet: nothing of it is fetched before.
+        astray: What would be fetched next does not exist; when all that is in hand has ended it is placed anew.
     """
 
     __slots__ = (
@@ -113,6 +118,7 @@ class Partition:
         "_position",
         "_single",
         "arrivals",
+        "astray",
         "buffered",
         "busy",
         "committed",
@@ -125,6 +131,7 @@ class Partition:
         "passed_over",
         "paused",
         "record_bytes",
+        "unplaced",
     )
 
     def __init__(self, id: TopicPartition, ordering: Ordering) -> None:
@@ -143,6 +150,8 @@ class Partition:
         self.first: int | None = None
         self.arrivals = Arrivals()
         self.passed_over: set[int] = set()
+        self.unplaced = False
+        self.astray = False
         self._ordering = ordering
         self._single = Lane(self, is_whole_partition=True) if ordering == "partition" else None
         self._by_key: dict[bytes, Lane] = {}
@@ -198,6 +207,16 @@ class Partition:
         if lane.key is not None and not lane.records:
             self._by_key.pop(lane.key, None)
 
+    def placed(self, position: int, *, committed: int | None) -> None:
+        """It goes on at this position, which was stored somewhere else than in Kafka.
+
+        Args:
+            committed: What is committed in Kafka.
+        """
+        self.unplaced = False
+        self._position = position
+        self.committed = committed
+
     @property
     def position(self) -> int | None:
         """Next offset that the group should read after a restart; None until something has ended."""
@@ -249,5 +268,5 @@ class Partition:
         """Position to commit now, or None if nothing new has ended."""
         position = self.position
         if position is None or (self.committed is not None and position <= self.committed):
-            return None  # also where more was committed ahead of the handling
+            return None  # also where more was committed ahead of the handling, or elsewhere
         return position

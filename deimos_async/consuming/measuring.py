@@ -5,13 +5,18 @@ The path of a message only adds to numbers: one call of OpenTelemetry's SDK cost
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
+from collections.abc import Collection
 
+from deimos_async.message import TopicPartition
 from deimos_async.telemetry import names
 from deimos_async.telemetry.protocol import Metrics
 from deimos_async.telemetry.sampling import SampledHistogram
 
 __all__ = ["Measurements"]
+
+logger = logging.getLogger("deimos_async.consuming")
 
 
 class Measurements:
@@ -24,12 +29,14 @@ class Measurements:
         retries: Attempts that are repeated in place.
         waits: Attempts put off for the surroundings.
         skipped, dead_lettered: Messages given up.
+        passed_over: Those of the skipped that are meant for other groups.
         rebalances: Assignments.
         commit_failures: Commits that could not be stored.
     """
 
     __slots__ = (
         "_commit",
+        "_consumer",
         "_decode",
         "_metrics",
         "_poll_tags",
@@ -40,6 +47,7 @@ class Measurements:
         "failed",
         "fetched",
         "handled",
+        "passed_over",
         "rebalances",
         "retries",
         "skipped",
@@ -48,10 +56,12 @@ class Measurements:
     )
 
     def __init__(self, metrics: Metrics, *, topic: str, group: str, consumer: str) -> None:
+        self.passed_over = 0
         self.fetched = self.handled = self.retries = self.waits = self.skipped = self.dead_lettered = 0
         self.rebalances = self.commit_failures = 0
         self.failed: Counter[str] = Counter()
         self.tags = names.consumer_tags(topic=topic, group=group, consumer=consumer)
+        self._consumer = consumer
         self._metrics = metrics
         self._told: Counter[tuple[str, str]] = Counter()
         self._poll_tags = names.messaging_tags("poll", topic, group=group)
@@ -74,6 +84,24 @@ class Measurements:
     def committed(self, seconds: float) -> None:
         """One commit took so long, whether it was stored or not (sampled)."""
         self._commit.record(seconds)
+
+    def pass_over(self, partition: TopicPartition, offsets: Collection[int]) -> None:
+        """Messages at these offsets are meant for other groups, and end without being handled.
+
+        A line for each at DEBUG. At INFO one whenever their number has doubled: a mark that does not belong there is
+        seen, and a long replay for another group does not fill the log.
+        """
+        before = self.passed_over
+        self.passed_over += len(offsets)
+        self.skipped += len(offsets)
+        if logger.isEnabledFor(logging.DEBUG):
+            for offset in sorted(offsets):
+                logger.debug("%s: %s[%d]@%d is for another group", self._consumer, *partition, offset)
+        if self.passed_over.bit_length() > before.bit_length():
+            logger.info(
+                "%s: messages for other groups are passed over, %d up to now, the last one %s[%d]@%d",
+                self._consumer, self.passed_over, *partition, max(offsets),
+            )  # fmt: skip
 
     def tell(self) -> None:
         """Pass on what was added since the last time."""

@@ -18,6 +18,7 @@ from deimos_async.brokers.protocol import Broker, BrokerConsumer, ConsumerOption
 from deimos_async.consuming.commit import Committer
 from deimos_async.consuming.dispatch import Dispatcher, Work
 from deimos_async.consuming.fetch import Fetcher
+from deimos_async.consuming.placing import Placer
 from deimos_async.consuming.progress import Progress, is_stalled
 from deimos_async.errors import DeimosError
 from deimos_async.message import TopicPartition
@@ -27,6 +28,8 @@ __all__ = ["ConsumerRunner", "RunnerOptions", "RunnerStatus"]
 
 logger = logging.getLogger("deimos_async.consuming")
 
+_PLACING_PATIENCE = 5.0
+"""Seconds for a question to the database that is under way at a stop."""
 _GAUGES_INTERVAL = 5.0
 """Seconds between two tellings of gauges, of which each partition has some. Counters are told with each commit."""
 
@@ -80,6 +83,10 @@ class ConsumerRunner:
         self._committer = Committer(work.name, self._consumer, self._measured)
         self._fetcher = Fetcher(self._consumer, self._dispatcher, self._committer, max_records=runner.max_records)
         self._dispatcher.on_change = self._changed
+        self._placer: Placer | None = None
+        if work.offsets is not None:
+            self._placer = Placer(work.offsets, self._consumer, self._dispatcher)
+            self._dispatcher.on_restart = self._placer.restarted
         self._stop = asyncio.Event()
         self._workers: set[asyncio.Task[None]] = set()
         self._tasks: asyncio.TaskGroup | None = None
@@ -95,6 +102,8 @@ class ConsumerRunner:
         """Soft, any number of times, before or after `run`."""
         self._stop.set()
         self._fetcher.stop()
+        if self._placer is not None:
+            self._placer.stop()
         self._dispatcher.request_stop()
 
     async def run(self, started: asyncio.Event) -> None:
@@ -102,6 +111,7 @@ class ConsumerRunner:
 
         Raises:
             HandlerError: An error stopped the consumer; its message is not committed.
+            OffsetOutOfRangeError: A stored offset does not exist (any more).
             BrokerError: The member cannot go on.
         """
         error: Exception | None = None
@@ -114,6 +124,9 @@ class ConsumerRunner:
                 for _ in range(self._dispatcher.work.concurrency):
                     self._spawn_worker()
                 committing = tasks.create_task(self._commit_regularly(), name=f"{self.name} commits")
+                placing = None
+                if self._placer is not None:
+                    placing = tasks.create_task(self._placer.run(), name=f"{self.name} places")
                 try:
                     await self._fetcher.run()
                 except Exception as failed:
@@ -121,6 +134,9 @@ class ConsumerRunner:
                     error = failed
                 await self._drain()
                 await committing
+                if placing is not None:
+                    await asyncio.wait([placing], timeout=_PLACING_PATIENCE)
+                    placing.cancel()
             await self._committer.commit(list(self._dispatcher.partitions.values()))
         finally:
             self._tasks = None
@@ -129,6 +145,8 @@ class ConsumerRunner:
             await self._consumer.stop()
         if error is not None:
             raise error
+        if self._placer is not None and self._placer.failure is not None:
+            raise self._placer.failure
         if self._dispatcher.failure is not None:
             raise self._dispatcher.failure
 
@@ -201,13 +219,19 @@ class ConsumerRunner:
         partitions = dispatcher.partitions.values()
         if not partitions or self._stop.is_set() or self._fetcher.is_handing_over or not dispatcher.at_rest:
             return True
+        if any(partition.unplaced for partition in partitions):
+            return True
         is_paused = any(partition.paused for partition in partitions)
         is_fetching = self._consumer.unfetched() > 0 and not is_paused
         return is_fetching or any(partition.to_commit is not None for partition in partitions)
 
+    @property
+    def _has_failed(self) -> bool:
+        return self._dispatcher.failure is not None or (self._placer is not None and self._placer.failure is not None)
+
     def _changed(self) -> None:
         self.on_change()
-        if self._dispatcher.failure is not None:
+        if self._has_failed:
             self._fetcher.stop()
         else:
             self._fetcher.adjust_pauses()
@@ -217,6 +241,8 @@ class ConsumerRunner:
     async def on_assigned(self, partitions: frozenset[TopicPartition]) -> None:
         """New partitions begin with nothing in hand."""
         self._dispatcher.assign(partitions)
+        if self._placer is not None:
+            self._placer.assigned(partitions)
         if partitions:
             logger.info("%s: assigned %s", self.name, _names(partitions))
         self._measured.rebalances += 1
@@ -246,6 +272,8 @@ class ConsumerRunner:
                 await self._committer.commit(given_up)
         finally:
             self._dispatcher.forget(partitions)
+            if self._placer is not None:
+                self._placer.forget(partitions)
             self._committer.forget(partitions)
             self._clear_gauges(partition.id for partition in given_up)
 
@@ -283,13 +311,14 @@ class ConsumerRunner:
             assigned=frozenset(self._dispatcher.partitions),
             in_flight=in_flight,
             lag=sum(self.lag().values()),
-            failed=self._dispatcher.failure is not None,
+            failed=self._has_failed,
             last_progress=quiet,
             stalled=is_stalled(
                 assigned=len(self._dispatcher.partitions),
                 in_flight=in_flight,
                 unfetched=self._consumer.unfetched(),
-                parked=self._dispatcher.parked,
+                # A database that is away is waited for, too.
+                parked=self._dispatcher.parked + sum(part.unplaced for part in self._dispatcher.partitions.values()),
                 quiet=quiet,
                 # An incomplete batch waits on purpose.
                 timeout=self._options.stall_timeout + (work.max_wait if work.batch else 0.0),

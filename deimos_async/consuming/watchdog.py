@@ -14,6 +14,7 @@ from typing import Protocol
 
 from deimos_async.consuming.runner import RunnerStatus
 from deimos_async.errors import BrokerError
+from deimos_async.plain_text import described
 
 __all__ = ["Watchable", "WatchedConsumer"]
 
@@ -115,4 +116,4 @@ class WatchedConsumer:
             running.cancel()
             await asyncio.wait([running])
         if not running.cancelled() and (error := running.exception()) is not None:
-            logger.warning("%s: the member that ended raised %s: %s", self.name, type(error).__name__, error)
+            logger.warning("%s: the member that ended raised %s: %s", self.name, type(error).__name__, described(error))

@@ -180,18 +180,19 @@ class LetterDesk:
             async for records in reading:
                 yield [read_letter(record) for record in records]
 
-    async def admits(self, wanted: LetterFilter, letter: Letter, cluster: str, source: PlannedTopic) -> bool:
-        """Whether the letter fits, its key included."""
+    async def admits(self, wanted: LetterFilter, letter: Letter, source: PlannedTopic) -> bool:
+        """Whether the letter fits, its key included. `source`: the topic that its dead-letter topic belongs to."""
         if not wanted.admits(letter):
             return False
-        return wanted.key is None or await self._has_key(letter, wanted.key, cluster, source)
+        return wanted.key is None or await self._has_key(letter, wanted.key, source)
 
-    async def _has_key(self, letter: Letter, key: str, cluster: str, source: PlannedTopic) -> bool:
+    @staticmethod
+    async def _has_key(letter: Letter, key: str, source: PlannedTopic) -> bool:
         raw = letter.record.key
-        if raw is None or raw == key.encode():
+        if raw is None or raw == key.encode(errors="surrogateescape"):  # arguments may hold bytes that are no text
             return raw is not None
         try:
-            value = await self._codec_topic(letter, cluster, source).codec.decode_key(raw)
+            value = await source.codec.decode_key(raw)
         except DeimosError as error:
             if error.retriable:
                 raise
@@ -202,11 +203,8 @@ class LetterDesk:
             return str(value) == key
         try:
             return bool(json.loads(json.dumps(value, default=str)) == json.loads(key))
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
-
-    def _codec_topic(self, letter: Letter, cluster: str, source: PlannedTopic) -> PlannedTopic:
-        return self.declared(cluster, letter.topic) or source
 
     async def summarize(
         self, topics: Sequence[LetterTopic], wanted: LetterFilter, *, newest: int
@@ -226,7 +224,7 @@ class LetterDesk:
                     topic = by_name[letters[0].address.topic]
                     done = progress[TopicPartition(topic.name, letters[0].address.partition)]
                     for letter in letters:
-                        if await self.admits(wanted, letter, cluster, topic.source):
+                        if await self.admits(wanted, letter, topic.source):
                             summaries[topic].add(letter, replayed=letter.address.offset in done)
                             last.add(letter)
         return summaries, last.letters()
@@ -256,7 +254,7 @@ class LetterDesk:
         Raises:
             RegistryUnavailableError: The schema registry is away; that says nothing about the letter.
         """
-        codec = self._codec_topic(letter, topic.cluster, topic.source).codec
+        codec = topic.source.codec
         values, problems = {}, {}
         for name, decode, data in (
             ("key", codec.decode_key, letter.record.key),

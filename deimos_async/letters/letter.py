@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import NamedTuple
 
-from deimos_async.consuming.dead_letters import HEADER_PREFIX, REPLAY_GROUP, REPLAYED_FROM, REPLAYS
-from deimos_async.message import InboundRecord, OutboundRecord
+from deimos_async.consuming.dead_letters import (
+    HEADER_PREFIX,
+    MARKS,
+    OFFSET_LIMIT,
+    PARTITION_LIMIT,
+    REPLAY_GROUP,
+    REPLAY_TOPIC,
+    REPLAYED_FROM,
+    REPLAYS,
+    RETRY_PREFIX,
+    moment,
+    number,
+)
+from deimos_async.message import InboundRecord, OutboundRecord, moment_of
 
 __all__ = ["Letter", "LetterAddress", "LetterFilter", "back_to_origin", "read_letter"]
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MARKS = frozenset({REPLAYED_FROM, REPLAYS, REPLAY_GROUP})
+_COUNT_LIMIT = 2**31 - 1
 
 
 class LetterAddress(NamedTuple):
@@ -28,11 +39,13 @@ class LetterAddress(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> LetterAddress:
-        """From `topic/partition/offset`. Raises ValueError for everything else."""
-        topic, partition, offset = text.split("/")
-        if not (topic and partition.isdecimal() and offset.isdecimal()):
+        """From `topic/partition/offset`. Raises ValueError for everything else, numbers that Kafka has not included."""
+        topic, *numbers = text.split("/")
+        partition_text, offset_text = (part.encode() for part in numbers)
+        partition, offset = number(partition_text, PARTITION_LIMIT), number(offset_text, OFFSET_LIMIT)
+        if not topic or partition is None or offset is None:
             raise ValueError(text)
-        return cls(topic, int(partition), int(offset))
+        return cls(topic, partition, offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +58,9 @@ class Letter:
         topic, partition, offset: Where the message came from.
         group: The group that gave it up, by its name in Kafka.
         error_class: Full name of the class.
-        failed_at: When it failed for the first time; else the record's own time. Aware UTC.
-        replays: How often the message was replayed before it failed this time.
+        failed_at: When it failed for the first time; else the record's own time; None where neither can be read. Aware
+            UTC.
+        replays: How often the message was replayed to that topic before it failed this time.
     """
 
     address: LetterAddress
@@ -66,41 +80,29 @@ def read_letter(record: InboundRecord) -> Letter:
     """The letter that a record of a dead-letter topic is. Headers that make no sense count as missing."""
     said = {name: value for name, value in record.headers if value is not None}
 
+    def raw(name: str) -> bytes | None:
+        return said.get(HEADER_PREFIX + name)
+
     def text(name: str) -> str | None:
-        value = said.get(HEADER_PREFIX + name)
+        value = raw(name)
         return None if value is None else value.decode(errors="replace")
 
-    def number(value: str | None) -> int | None:
-        # int() would take signs, blanks and underscores, and digits without end.
-        return int(value) if value is not None and value.isdecimal() and len(value) < 20 else None
-
+    topic = text("topic")
+    # Of a replay to another topic, and not to the one where the message has failed now.
+    is_elsewhere = topic is not None and said.get(REPLAY_TOPIC) != topic.encode()
     return Letter(
         address=LetterAddress(record.topic, record.partition, record.offset),
         record=record,
-        topic=text("topic"),
-        partition=number(text("partition")),
-        offset=number(text("offset")),
+        topic=topic,
+        partition=number(raw("partition"), PARTITION_LIMIT),
+        offset=number(raw("offset"), OFFSET_LIMIT),
         group=text("group"),
-        attempts=number(text("attempts")),
+        attempts=number(raw("attempts"), _COUNT_LIMIT),
         error_class=text("error-class"),
         error_message=text("error-message"),
-        failed_at=_moment(text("first-failed-at")) or _time_of(record),
-        replays=number(said.get(REPLAYS, b"").decode(errors="replace")) or 0,
+        failed_at=moment(raw("first-failed-at")) or moment_of(record.timestamp),
+        replays=0 if is_elsewhere else number(said.get(REPLAYS), _COUNT_LIMIT) or 0,
     )
-
-
-def _moment(text: str | None) -> datetime | None:
-    try:
-        moment = datetime.fromisoformat(text or "")
-    except ValueError:
-        return None
-    return None if moment.tzinfo is None else moment.astimezone(UTC)
-
-
-def _time_of(record: InboundRecord) -> datetime | None:
-    if record.timestamp is None or record.timestamp < 0:
-        return None
-    return _EPOCH + timedelta(milliseconds=record.timestamp)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,8 +150,8 @@ def _is_named(full_name: str, name: str) -> bool:
 def back_to_origin(letter: Letter, *, topic: str, partition: int | None, group: str | None) -> OutboundRecord:
     """The message as it was, with the marks of a replay.
 
-    Key, value and timestamp are the letter's, bytes unchanged; of the headers those of the dead letter are gone, and
-    marks of earlier replays are replaced.
+    Key, value and timestamp are the letter's, bytes unchanged; of the headers those of the dead letter and of retry
+    topics are gone, and marks of earlier replays are replaced.
 
     Args:
         topic: Where it goes, by its name in Kafka.
@@ -158,9 +160,15 @@ def back_to_origin(letter: Letter, *, topic: str, partition: int | None, group: 
     """
     record = letter.record
     headers: Sequence[tuple[str, bytes | None]] = [
-        (name, value) for name, value in record.headers if not name.startswith(HEADER_PREFIX) and name not in _MARKS
+        (name, value)
+        for name, value in record.headers
+        if not name.startswith((HEADER_PREFIX, RETRY_PREFIX)) and name not in MARKS
     ]
-    marks = [(REPLAYED_FROM, str(letter.address).encode()), (REPLAYS, b"%d" % (letter.replays + 1))]
+    marks = [
+        (REPLAYED_FROM, str(letter.address).encode()),
+        (REPLAYS, b"%d" % (letter.replays + 1)),
+        (REPLAY_TOPIC, topic.encode()),
+    ]
     if group is not None:
         marks.append((REPLAY_GROUP, group.encode()))
     return OutboundRecord(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 
+from deimos_async.assembly import PlannedTopic
 from deimos_async.brokers.protocol import BrokerProducer, ProducerOptions, StoredOffset
 from deimos_async.errors import ConfigurationError, DeliveryError
 from deimos_async.letters.claim import Claim
@@ -33,16 +34,22 @@ class ReplayOptions:
 
     Attributes:
         wanted: Which letters.
+        to: Topic of the application that all of them go to, with or without prefix, also letters that say that they
+            came from elsewhere; the letters are then of one dead-letter topic. None: the topic that theirs belongs to.
         only_group: Marks each message for the group that gave it up; other groups pass it over.
         max_replays: Messages that were replayed so often already stay where they are.
         by_key: Choose the partition by the key, instead of the one that the message came from.
         limit: At most so many letters; None: all.
-        rate: At most so many a second; None: as fast as the brokers take them.
+        rate: At most so many a second, above 0 and finite; None: as fast as the brokers take them.
         again: Also letters that were replayed before.
         dry_run: Count only: nothing is sent, nothing is stored.
+
+    Raises:
+        ValueError: `rate` is no such number.
     """
 
     wanted: LetterFilter = field(default_factory=LetterFilter)
+    to: str | None = None
     only_group: bool = False
     max_replays: int = 5
     by_key: bool = False
@@ -50,6 +57,10 @@ class ReplayOptions:
     rate: float | None = None
     again: bool = False
     dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rate is not None and not 0 < self.rate < float("inf"):
+            raise ValueError(f"rate={self.rate!r}: letters a second, above 0 and finite")
 
 
 @dataclass(slots=True)
@@ -121,6 +132,7 @@ class Replay:
         self._partitions: dict[tuple[str, str], int] = {}
         self._readers = {(consumer.kafka_group, consumer.topic.kafka_name) for consumer in desk.plan.consumers}
         self._claims: dict[str, Claim] = {}
+        self._targets: Mapping[LetterTopic, PlannedTopic] = {}
         self._seen = 0
         self._total = 0
         self.report = ReplayReport()
@@ -131,11 +143,13 @@ class Replay:
         Cancelled: what was acknowledged but not noted is replayed again by the next one.
 
         Raises:
-            ConfigurationError: More letters were passed over than can be remembered.
+            ConfigurationError: More letters were passed over than can be remembered; or there is no topic `to`, or it
+                was given for letters of several topics.
             DeliveryError: A message was not acknowledged, and may be the next time; what was acknowledged is noted.
             CommitError: What was replayed could not be noted, or, with `lost`, another replay has begun meanwhile; what
                 was sent last and not noted is replayed again.
         """
+        self._targets = {topic: self._target(topic) for topic in self._topics}
         bounds = await self._desk.bounds(self._topics)
         if not self._options.dry_run:
             # Before the notes are read: whoever notes something afterwards sees the claim and ends.
@@ -161,6 +175,19 @@ class Replay:
                 producer = None if self._options.dry_run else await self._producer(cluster, stack)
                 await self._replay(cluster, ids, progress[cluster], producer)
         return self.report
+
+    def _target(self, topic: LetterTopic) -> PlannedTopic:
+        """Where letters of a dead-letter topic go."""
+        name = self._options.to
+        if name is None:
+            return topic.source
+        if len(self._topics) > 1:
+            known = ", ".join(topic.name for topic in self._topics)
+            raise ConfigurationError(f"a replay to {name!r} takes the letters of one topic, not of {known}; name one")
+        found = self._desk.declared(topic.cluster, name) or self._desk.declared(topic.cluster, self._desk.prefix + name)
+        if found is None:
+            raise ConfigurationError(f"{name!r} is no topic of the application in cluster {topic.cluster!r}")
+        return found
 
     async def _learn_partitions(self, cluster: str) -> None:
         names = [topic.kafka_name for topic in self._desk.plan.topics.values() if topic.options.cluster == cluster]
@@ -233,24 +260,25 @@ class Replay:
         options = self._options
         if letter.address.offset in done and not options.again:
             return "replayed before"
-        if not await self._desk.admits(options.wanted, letter, cluster, topic.source):
+        if not await self._desk.admits(options.wanted, letter, topic.source):
             return "not asked for"
-        # Headers do not say it where there was no room for them, or another program wrote the letter. It lies in the
-        # topic that belongs to the original one all the same, and in its partition.
-        origin = letter.topic or topic.source.kafka_name
-        if self._desk.declared(cluster, origin) is None:
-            return f"came from {origin!r}, which is no topic of the application"
-        count = self._partitions.get((cluster, origin))
+        # The headers decide only whether it goes: whoever may write into the dead-letter topic, or could write headers
+        # of this name when the letter was made, could else send messages to any topic of the application. They do not
+        # say it where there was no room for them, or another program wrote the letter.
+        target = self._targets[topic].kafka_name
+        if options.to is None and letter.topic is not None and letter.topic != target:
+            return f"did not come from {target!r}, to which {topic.name!r} belongs, as their headers say"
+        count = self._partitions.get((cluster, target))
         if count is None:
-            return f"came from {origin!r}, which does not exist any more"
+            return f"{target!r} does not exist any more"
         if letter.replays >= options.max_replays:
             return f"was replayed {options.max_replays} times or more"
-        if options.only_group and (letter.group, origin) not in self._readers:
-            return f"group {letter.group!r} does not read {origin!r} in the application"
+        if options.only_group and (letter.group, target) not in self._readers:
+            return f"group {letter.group!r} does not read {target!r} in the application"
         partition = letter.address.partition if letter.partition is None else letter.partition
         return back_to_origin(
             letter,
-            topic=origin,
+            topic=target,
             partition=None if options.by_key or partition >= count else partition,
             group=letter.group if options.only_group else None,
         )

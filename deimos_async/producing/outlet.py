@@ -20,7 +20,11 @@ if TYPE_CHECKING:  # start-up time: the codec's module loads schema libraries
 
     from deimos_async.schemas.codec import TopicCodec
 
-__all__ = ["Outgoing", "Outlets", "ProducerBackend", "TopicOutlet", "disabled", "is_disabled"]
+__all__ = ["DIRECT_BACKENDS", "Outgoing", "Outlets", "ProducerBackend", "TopicOutlet", "disabled", "is_disabled"]
+
+
+DIRECT_BACKENDS = frozenset({"kafka", "kafka_async"})
+"""Names of backends that send after the commit of a transaction, not with it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from deimos_async.errors import EncodeError
-from deimos_async.message import HeadersInput, OutboundRecord, encode_headers
+from deimos_async.message import RESERVED_HEADERS, HeadersInput, OutboundRecord, encode_headers
 from deimos_async.payload_log import payload_view
 from deimos_async.producing.outlet import Outgoing, TopicOutlet
 
@@ -40,6 +40,7 @@ def prepare(
     Args:
         outlet: The topic; its codec is prepared.
         producer: Name of the producer's class, for logs and events.
+        headers: Those whose names are reserved (`RESERVED_HEADERS`) are left out.
         trace: Headers of the current span; they come last and only where the user gave none of that name.
         now: Aware; for an automatic `timestamp` field.
 
@@ -51,7 +52,7 @@ def prepare(
     milliseconds = partition_bytes = None
     if headers is not None or timestamp is not None or partition_key is not None:
         try:
-            pairs = _with_trace(encode_headers(headers), trace)
+            pairs = _with_trace(_without_reserved(encode_headers(headers)), trace)
             milliseconds = _milliseconds(timestamp)
             partition_bytes = _partition_key(partition_key)
         except (TypeError, ValueError) as error:
@@ -70,6 +71,10 @@ def prepare(
         (outlet.kafka_name, codec.encode_key_now(key), value, pairs, None, partition_bytes, milliseconds),
     )
     return Outgoing(outlet, producer, record, payload, key, partition_key)
+
+
+def _without_reserved(pairs: list[tuple[str, bytes | None]]) -> list[tuple[str, bytes | None]]:
+    return [pair for pair in pairs if not pair[0].startswith(RESERVED_HEADERS)]
 
 
 def _with_trace(

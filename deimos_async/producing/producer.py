@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from deimos_async.errors import BrokerError, ConfigurationError, DeliveryError, EncodeError
 from deimos_async.message import Delivery, HeadersInput
 from deimos_async.producing import pipeline
-from deimos_async.producing.outlet import Outgoing, Outlets, ProducerBackend, TopicOutlet, is_disabled
+from deimos_async.producing.outlet import (
+    DIRECT_BACKENDS,
+    Outgoing,
+    Outlets,
+    ProducerBackend,
+    TopicOutlet,
+    is_disabled,
+)
 from deimos_async.topics import Topic
 
 if TYPE_CHECKING:  # start-up time: SQLAlchemy is loaded only where it is used
@@ -35,6 +42,7 @@ class Producer:
     topic: Topic
     """The topic that messages go to when a call names none."""
     _backend: str | None = None
+    _allow_loss = False
     _outlets: Callable[[], Outlets] | None = None
 
     def partition_key(self, payload: Any) -> str | bytes | None:
@@ -72,7 +80,9 @@ class Producer:
         Raises:
             EncodeError: Payload or key does not fit; every field that is wrong is named.
             DeliveryError: Not acknowledged; `unknown` after a time-out.
-            ConfigurationError: The topic is not declared, or the router not included.
+            ConfigurationError: The topic is not declared, or the router not included; or a handler with
+                `delivery="effectively_once"` produces by `kafka` or `kafka_async`, and the producer was made without
+                `allow_loss=True`: that consumer stops.
             NotRunningError: The application does not run.
         """
         message = {
@@ -135,9 +145,10 @@ class Producer:
             backend=backend,
         )
 
-    def _bind(self, topic: Topic, backend: str | None) -> None:
+    def _bind(self, topic: Topic, backend: str | None, *, allow_loss: bool) -> None:
         self.topic = topic
         self._backend = backend
+        self._allow_loss = allow_loss
 
     async def _produce(
         self, messages: Sequence[Mapping[str, Any]], session: AsyncSession | None, backend_name: str | None
@@ -151,11 +162,13 @@ class Producer:
         if outlets.disabled or is_disabled(outlets.owner, self):
             return None
         backend = outlets.backend(backend_name or self._backend or outlets.default_backend)
+        if backend.name in DIRECT_BACKENDS and not self._allow_loss:
+            _refuse_loss(outlets.owner, self.topic.name, backend.name)
         session = session if session is not None else _surrounding_session(outlets.owner)
         tracing = outlets.tracing
         span = tracing.produce_span(self.topic.name, count=len(messages)) if tracing.enabled else nullcontext()
         with span:
-            trace = tracing.inject() if tracing.enabled else []
+            trace = tuple(tracing.inject()) if tracing.enabled else ()
             outgoing = await self._encode(messages, outlets, trace)
             if session is None:
                 return await deliver(backend, outlets, outgoing)
@@ -165,7 +178,7 @@ class Producer:
         return None
 
     async def _encode(
-        self, messages: Sequence[Mapping[str, Any]], outlets: Outlets, trace: list[tuple[str, bytes]]
+        self, messages: Sequence[Mapping[str, Any]], outlets: Outlets, trace: Sequence[tuple[str, bytes]]
     ) -> list[Outgoing]:
         """Encode all of them, in order."""
         own = outlets.topic(self.topic)
@@ -214,6 +227,18 @@ class Producer:
         if began is not None and outgoing:
             outlets.measured.encoded(own.kafka_name, (time.perf_counter() - began) / len(outgoing))
         return outgoing
+
+
+def _refuse_loss(owner: object, topic: str, backend: str) -> None:
+    """Raises ConfigurationError within a handler that must not commit what it may then fail to send."""
+    transactions = sys.modules.get("deimos_async.database.transactions")
+    if transactions is not None:
+        transactions.refuse_loss(
+            owner,
+            f"topic {topic!r}: the backend {backend!r} sends after the commit, and a crash in between would lose the "
+            "message, though the handler has delivery='effectively_once'; produce with an outbox, or make the "
+            "producer with allow_loss=True",
+        )
 
 
 def _surrounding_session(owner: object) -> Any:

@@ -73,6 +73,7 @@ DEFAULTS: dict[str, Any] = {
     "consumers.spring_headers": False,
     "consumers.retry_topic": "{topic}-retry-{n}",
     "consumers.instance_id": None,
+    "consumers.on_lost_offset": "stop",
     "consumers.stall_timeout": 120.0,
     "consumers.loop_lag_warning": 1.0,
     "consumers.dead_letter_topic": "{topic}-dlt",

@@ -11,6 +11,7 @@ import pytest
 HEAVY = (
     "aiokafka",
     "aiosqlite",
+    "alembic",
     "asyncio",
     "click",
     "fastavro",

@@ -19,11 +19,11 @@ import deimos_async
 PACKAGE = "deimos_async"
 
 FLOORS = (
-    ("errors",),
+    ("errors", "plain_text"),
     ("message", "topics", "events"),
     ("specs", "settings", "payload_log"),
     ("schemas", "brokers", "database", "telemetry"),
-    ("consuming", "polling", "producing", "outbox"),
+    ("consuming", "models", "polling", "producing", "outbox"),
     ("app", "router", "assembly", "running", "provisioning", "service", "loop_lag", "health", "web", "letters", "lag"),
     ("cli", "testing", "__main__"),
 )
@@ -31,6 +31,7 @@ FLOORS = (
 
 SIBLINGS = {
     "consuming": {"producing"},
+    "models": {"consuming"},
     "polling": {"producing"},
     "producing": {"outbox"},
     "app": {"router", "assembly", "running", "provisioning", "service", "health", "web"},
@@ -52,6 +53,7 @@ ONLY_IN = {
     "prometheus_client": "telemetry/prometheus.py",
     "datadog": "telemetry/datadog.py",
     "uvicorn": "web/server.py",
+    "alembic": "database/migrations/*.py",
     "click": "cli/*.py",
     "pytest": "testing/plugin.py",
     "pytest_asyncio": "testing/plugin.py",
@@ -60,6 +62,7 @@ ONLY_IN = {
 
 PURE = (
     "errors.py",
+    "plain_text.py",
     "message.py",
     "topics.py",
     "schemas/wire.py",
@@ -73,6 +76,7 @@ PURE = (
     "consuming/backoff.py",
     "consuming/on_error.py",
     "consuming/dead_letters.py",
+    "models/messages.py",
     "letters/letter.py",
     "letters/progress.py",
     "letters/summary.py",

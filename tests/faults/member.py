@@ -93,6 +93,44 @@ if "batch" in GROUPS:
         os.write(1, b"".join(lines))
 
 
+if "FAULT_TABLE" in os.environ:
+    import fault_database
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    count = fault_database.counting(os.environ["FAULT_TABLE"])
+
+    if "once" in GROUPS:
+
+        @app.consumer(events, group="once", delivery="effectively_once", concurrency=4)
+        async def once(message: Message, session: AsyncSession) -> None:
+            key, number = read(message)
+            await count(session, "once", message.partition, [number])
+            fail(key, number)
+            os.write(1, format_line("once", message.partition, message.offset, key, number))
+
+    if "once_batch" in GROUPS:
+
+        @app.consumer(
+            events,
+            group="once_batch",
+            delivery="effectively_once",
+            concurrency=4,
+            batch=True,
+            max_batch=50,
+            max_wait=0.05,
+        )
+        async def once_in_batches(messages: list[Message], session: AsyncSession) -> None:
+            read_all = [(message, *read(message)) for message in messages]
+            await count(session, "once_batch", messages[0].partition, [number for _, _, number in read_all])
+            for _, key, number in read_all:
+                fail(key, number)
+            lines = [
+                format_line("once_batch", message.partition, message.offset, key, number)
+                for message, key, number in read_all
+            ]
+            os.write(1, b"".join(lines))
+
+
 def open_sockets() -> list[str]:
     """Connections and listeners of the internet families that this process has."""
     found = []

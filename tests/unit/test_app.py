@@ -99,6 +99,24 @@ async def test_every_mistake_is_reported_at_start_in_one_error(make_app: App) ->
         assert part in problems
 
 
+async def test_retry_topics_of_a_consumer_that_commits_ahead_are_refused(make_app: App) -> None:
+    app = make_app()
+    orders = app.topic("orders", key=Key.plain(), on_error=OnError(retry_topics=(5.0,)))
+
+    @app.consumer(orders, group="general", delivery="at_most_once")  # the topic's policy is cut down to one try
+    async def by_the_topic(message: Message) -> None: ...
+
+    async with app.running():
+        pass
+
+    @app.consumer(orders, group="own", delivery="at_most_once", on_error=OnError(retry_topics=(5.0,)))
+    async def on_its_own(message: Message) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"'on_its_own'.*at_most_once.*leave retry_topics out"):
+        async with app.running():
+            pytest.fail("it must not start")
+
+
 async def test_router_belongs_to_one_application_and_takes_its_defaults(make_app: App) -> None:
     app, other = make_app(), make_app()
     router = Router()

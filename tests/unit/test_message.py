@@ -51,7 +51,10 @@ def test_message_gives_what_the_record_has_and_what_was_decoded() -> None:
     [
         (None, None),
         (-1, None),
+        (2**62, None),
+        (253_402_300_800_000, None),  # year 10,000
         (0, datetime(1970, 1, 1, tzinfo=UTC)),
+        (253_402_300_799_999, datetime(9999, 12, 31, 23, 59, 59, 999_000, tzinfo=UTC)),
         (1_700_000_000_123, datetime(2023, 11, 14, 22, 13, 20, 123_000, tzinfo=UTC)),
     ],
 )

@@ -154,7 +154,7 @@ def test_all_mistakes_of_a_signature_are_reported_together() -> None:
         ({"ordering": "keys"}, "'partition', 'key', 'none'"),
         ({"ordering": "key", "batch": True}, "one partition"),
         ({"delivery": "exactly_once"}, "'at_least_once'"),
-        ({"delivery": "effectively_once"}, "this version"),
+        ({"delivery": "effectively_once", "ordering": "none"}, "one offset a partition"),
         ({"on_error": "skip"}, "OnError"),
         ({"on_error": OnError(then="retry_keyed")}, "this version"),
         ({"start_from": "beginning"}, "'earliest', 'latest'"),

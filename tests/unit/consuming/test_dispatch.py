@@ -493,7 +493,7 @@ async def test_at_most_once_handles_what_was_committed_ahead_before_it_stops() -
 
 def replayed(offset: int, group: bytes, value: bytes = b"v") -> Record:
     record = Record(offset, value)
-    record.headers = [("a", b"1"), ("deimos-replay-group", group)]
+    record.headers = [("a", b"1"), ("deimos-replay-group", group), ("deimos-replay-topic", record.topic.encode())]
     return record
 
 
@@ -667,6 +667,40 @@ async def test_worker_whose_handler_swallows_its_cancellation_ends_all_the_same(
     worker.cancel()
     async with asyncio.timeout(DEADLINE):
         await asyncio.wait([worker])
+
+
+class Wordless(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    "error", [Wordless(), ValueError("half of a pair: \ud800"), ValueError("line\nforged \x1b]0;owned\x07")]
+)
+async def test_text_of_an_error_never_stops_the_consumer(error: Exception) -> None:
+    async def handle(message: Message) -> None:
+        raise error
+
+    async with working(Trial(handle, policy=OnError(attempts=1))) as trial:
+        await trial.handled(trial.add([Record(0)]))
+    [letter] = trial.buried
+    said = dict(letter.headers)["deimos-dlq-error-message"]
+    assert said is not None
+    assert said.decode().isprintable()
+
+
+async def test_what_nobody_expects_stops_in_front_of_the_message_and_names_it() -> None:
+    async def publish(record: OutboundRecord) -> None:
+        raise ZeroDivisionError("a defect")
+
+    async def handle(message: Message) -> None:
+        raise ValueError("bad")
+
+    async with working(Trial(handle, policy=OnError(attempts=1), publish=publish)) as trial:
+        partition = trial.add([Record(7)])
+        await trial.until(lambda: trial.dispatcher.failure is not None)
+        assert "orders[0]@7" in str(trial.dispatcher.failure)
+        assert partition.to_commit is None
 
 
 async def test_dead_letter_says_the_same_under_springs_names_where_that_is_set() -> None:

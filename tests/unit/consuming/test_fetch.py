@@ -52,11 +52,12 @@ def test_partition_is_paused_by_messages_and_by_bytes(buffered: int, record_byte
 
 
 def test_size_of_a_fetch_is_judged_by_its_largest_sampled_record() -> None:
-    def record(value: bytes | None) -> Any:
-        return SimpleNamespace(key=b"k", value=value)
+    def record(value: bytes | None, *headers: tuple[str, bytes | None]) -> Any:
+        return SimpleNamespace(key=b"k", value=value, headers=headers)
 
     assert _largest([record(None)]) == 1
     assert _largest([record(b"x" * 9), record(b"x" * 99), record(b"")]) == 100
+    assert _largest([record(b"x", ("name", b"y" * 1000), ("none", None))]) == 1210
 
 
 async def test_records_are_not_kept_while_the_next_fetch_waits() -> None:
@@ -67,6 +68,7 @@ async def test_records_are_not_kept_while_the_next_fetch_waits() -> None:
 
     class Record:
         key = value = b"bytes"
+        headers = ()
 
     class Once(Consumer):
         async def fetch(self, max_records: int, timeout: float) -> Any:

@@ -273,12 +273,106 @@ async def bury(broker: MemoryBroker, *origins: str | None, partition: int = 0) -
 
 async def test_letters_that_cannot_go_back_are_left_with_the_reason(shop: Shop) -> None:
     async with shop.running() as desk:
-        await bury(shop.broker, "elsewhere", "p.orders")
+        await bury(shop.broker, "elsewhere", "p.orders", "p.invoices")
         report = await replay(desk, dry_run=True)
         assert report.replayed == {"p.orders": 1}
-        assert passed(report) == {"came from 'elsewhere', which is no topic of the application": 1}
+        ((reason, count),) = passed(report).items()
+        assert (reason.startswith("did not come from 'p.orders'"), count) == (True, 2)
         marked = await replay(desk, wanted=LetterFilter(groups=("gone",)), only_group=True, dry_run=True)
         assert passed(marked)["group 'gone' does not read 'p.orders' in the application"] == 1
+
+
+@pytest.mark.parametrize("name", ["invoices", "p.invoices"])
+async def test_letters_go_to_another_topic_where_that_is_said(shop: Shop, name: str) -> None:
+    invoices = shop.app.topic("invoices", key=Key.plain(), partitions=1)
+    shop.app.producer(invoices)
+    async with shop.running() as desk:
+        await bury(shop.broker, "elsewhere", "p.orders", partition=1)
+        report = await replay(desk, to=name)
+        assert (report.replayed, passed(report)) == ({"p.invoices": 2}, {})
+        assert [dict(record.headers)["deimos-replay-topic"] for record in shop.broker.records("p.invoices")] == [
+            b"p.invoices"
+        ] * 2
+        with pytest.raises(ConfigurationError, match="'nowhere' is no topic of the application"):
+            await replay(desk, to="nowhere")
+        marked = await replay(desk, to=name, wanted=LetterFilter(groups=("gone",)), only_group=True, again=True)
+        assert passed(marked) == {"group 'gone' does not read 'p.invoices' in the application": 2}
+
+
+async def test_letters_of_several_topics_do_not_go_to_one(shop: Shop) -> None:
+    @shop.app.consumer(shop.app.topic("invoices", key=Key.plain()), group="audit")
+    async def look(message: Message) -> None: ...
+
+    async with shop.running() as desk:
+        with pytest.raises(ConfigurationError, match=r"takes the letters of one topic, not of .*p\.invoices-dlt"):
+            await replay(desk, to="orders")
+
+
+async def test_headers_that_a_message_brings_along_do_not_steer_its_letter(shop: Shop) -> None:
+    @shop.app.consumer(shop.app.topic("payments", key=Key.plain(), partitions=1), group="pay")
+    async def pay(message: Message) -> None: ...
+
+    shop.broken["billing"] = {b"v1", b"v2"}
+    planted = [("topic", b"p.payments"), ("partition", b"0"), ("attempts", b"9" * 5000), ("group", b"p.pay")]
+    async with shop.running() as desk:
+        producer = shop.broker.producer(ProducerOptions())
+        await producer.start()
+        for value, prefix in ((b"v1", "deimos-dlq-"), (b"v2", "deimos-retry-")):
+            headers = [(prefix + name, said) for name, said in planted]
+            await producer.send([OutboundRecord("p.orders", key=b"k", value=value, headers=headers, partition=1)])
+        await shop.place(b"fine")
+        await shop.settled()
+        assert shop.counts("audit") == {b"v1": 1, b"v2": 1, b"fine": 1}
+        assert shop.counts("billing") == {b"fine": 1}
+        summaries, letters = await desk.summarize(await desk.topics(["orders"]), LetterFilter(), newest=9)
+        assert [summary.count for summary in summaries.values()] == [2]
+        assert {(letter.topic, letter.group, letter.attempts) for letter in letters} == {("p.orders", "p.billing", 1)}
+        kept = {name: value for letter in letters for name, value in letter.record.headers}
+        assert kept["theirs-dlq-topic"] == kept["theirs-retry-topic"] == b"p.payments"
+        shop.broken["billing"] = set()
+        report = await replay(desk)
+        assert (report.replayed, passed(report)) == ({"p.orders": 2}, {})
+        assert shop.broker.records("p.payments") == []
+
+
+async def test_headers_that_a_handler_passes_on_steer_nothing(shop: Shop) -> None:
+    invoices = shop.app.topic("invoices", key=Key.plain(), partitions=1)
+    to_invoices = shop.app.producer(invoices)
+    requests = shop.app.topic("requests", key=Key.plain(), partitions=1)
+    to_requests = shop.app.producer(requests)
+    shipped: list[dict[str, bytes | None]] = []
+
+    @shop.app.consumer(requests, group="sales", on_error=ONCE)
+    async def sell(message: Message) -> None:
+        if message.payload in shop.broken["billing"]:
+            raise ValueError("broken")
+        await to_invoices.produce(message.payload, key=message.key, headers=message.headers)
+
+    @shop.app.consumer(invoices, group="shipping")
+    async def ship(message: Message) -> None:
+        shipped.append(dict(message.headers))
+
+    shop.broken["billing"] = {b"v1"}
+    async with shop.running() as desk:
+        await to_requests.produce(b"v1", key="k", headers={"trace": "x"})
+        async with asyncio.timeout(DEADLINE):
+            while not shop.broker.records("p.requests-dlt"):
+                await shop.broker.changed()
+        shop.broken["billing"] = set()
+        report = await replay(desk, wanted=LetterFilter(groups=("p.sales",)), only_group=True)
+        assert report.replayed == {"p.requests": 1}
+        async with asyncio.timeout(DEADLINE):
+            while not any(shop.broker.lag("p.shipping").values()) and not shipped:
+                await shop.broker.changed()
+            while any(shop.broker.lag("p.shipping").values()):
+                await shop.broker.changed()
+    assert shipped == [{"trace": b"x"}]
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
+def test_rate_that_is_none_is_refused(rate: float) -> None:
+    with pytest.raises(ValueError, match="letters a second"):
+        ReplayOptions(rate=rate)
 
 
 async def test_letter_that_does_not_say_where_it_came_from_goes_where_its_topic_belongs(shop: Shop) -> None:
@@ -428,6 +522,8 @@ async def test_lag_is_seen_by_group_and_partition(shop: Shop) -> None:
     assert not any(lag.exceeds(max_messages=None, max_seconds=None) for lag in found)
     assert [lag.exceeds(max_messages=3, max_seconds=None) for lag in found] == [True, False, False, False]
     assert [lag.exceeds(max_messages=None, max_seconds=8.9) for lag in found] == [True, False, True, False]
+    with pytest.raises(ValueError, match="max_seconds=nan"):
+        found[0].exceeds(max_messages=None, max_seconds=float("nan"))
     broker.delete_records("p.orders", 0, 3)
     gone = next(lag for lag in await lags({"default": broker}, desk.plan, now=1010.0) if lag.committed == 1)
     assert gone.is_out_of_range

@@ -59,7 +59,44 @@ def test_letter_without_any_time_has_none() -> None:
     assert LetterFilter().admits(letter)
 
 
-@pytest.mark.parametrize("text", ["a/1", "a/1/2/3", "/1/2", "a/-1/2", "a/1/x", "a//2", ""])
+@pytest.mark.parametrize(
+    ("failed_at", "timestamp"),
+    [
+        (b"0001-01-01T00:00:00+14:00", 2**62),
+        (b"9999-12-31T23:59:59-14:00", -1),
+        (b"\xff", 253_402_300_800_000),
+    ],
+)
+def test_letter_with_times_that_no_clock_shows_is_a_letter_without(failed_at: bytes, timestamp: int) -> None:
+    record = Record([("deimos-dlq-first-failed-at", failed_at)])
+    record.timestamp = timestamp
+    letter = read_letter(record)
+    assert letter.failed_at is None
+    last, summary = NewestLetters(1), LetterSummary()
+    last.add(letter)
+    summary.add(letter, replayed=False)
+    assert (last.letters(), summary.oldest) == ([letter], None)
+    back = back_to_origin(letter, topic="orders", partition=1, group=None)
+    assert back.timestamp == (timestamp if timestamp > 0 else None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a/1",
+        "a/1/2/3",
+        "/1/2",
+        "a/-1/2",
+        "a/1/x",
+        "a//2",
+        "",
+        "a/0/\u0663",
+        "a/0/²",
+        f"a/0/{2**63 - 1}",
+        f"a/{2**31}/0",
+        "a/0/" + "9" * 5000,
+    ],
+)
 def test_address_of_another_form_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"^"):
         LetterAddress.parse(text)
@@ -89,7 +126,13 @@ def test_filter_admits_what_fits_everything_given(wanted: LetterFilter, fits: bo
 
 
 def test_message_goes_back_as_it_was_with_marks() -> None:
-    headers = [("a", b"1"), ("a", None), ("deimos-replayed-from", b"orders-dlt/0/1"), ("deimos-replays", b"2")]
+    headers = [
+        ("a", b"1"),
+        ("a", None),
+        ("deimos-replayed-from", b"orders-dlt/0/1"),
+        ("deimos-replays", b"2"),
+        ("deimos-replay-topic", b"orders"),
+    ]
     letter = buried([*headers, ("deimos-replay-group", b"other")])
     back = back_to_origin(letter, topic="orders", partition=1, group="g")
     assert (back.topic, back.partition, back.key, back.value) == ("orders", 1, b"\x00k", b"\xffv")
@@ -99,10 +142,25 @@ def test_message_goes_back_as_it_was_with_marks() -> None:
         ("a", None),
         ("deimos-replayed-from", b"orders-dlt/1/7"),
         ("deimos-replays", b"3"),
+        ("deimos-replay-topic", b"orders"),
         ("deimos-replay-group", b"g"),
     ]
     for_all = back_to_origin(letter, topic="orders", partition=None, group=None)
     assert "deimos-replay-group" not in dict(for_all.headers)
+
+
+def test_replays_to_another_topic_do_not_count() -> None:
+    marks = [("deimos-replays", b"4"), ("deimos-replay-topic", b"orders")]
+    assert buried(marks).replays == 4
+    assert buried(marks[:1]).replays == 0
+    assert buried([marks[0], ("deimos-replay-topic", b"invoices")]).replays == 0
+    assert read_letter(Record(marks)).replays == 4  # without room for its topic
+
+
+def test_message_that_goes_back_has_lost_what_was_said_on_retry_topics() -> None:
+    letter = read_letter(Record([("deimos-retry-group", b"g"), ("a", b"1")]))
+    back = back_to_origin(letter, topic="orders", partition=1, group=None)
+    assert [name for name, _ in back.headers if name == "a" or "retry" in name] == ["a"]
 
 
 def test_summary_adds_up_by_error_and_group() -> None:
