@@ -10,6 +10,9 @@ from deimos_async.consuming.runner import RunnerStatus
 
 __all__ = ["Health", "judge"]
 
+_SHOWN = 5
+"""Partitions named in a problem."""
+
 State = Literal["starting", "running", "stopping", "stopped"]
 
 
@@ -19,7 +22,8 @@ class Health:
 
     Attributes:
         state: Where it is in its life. `"stopped"` also before the first start.
-        alive: Every consumer makes progress or has nothing to do, and nothing has failed. False: a restart may help.
+        alive: Every consumer makes progress, has a handler at work, or has nothing to do, and nothing has failed.
+            False: a restart may help.
         ready: It runs, its schemas are prepared, its consumers have joined, and nothing has failed.
         problems: Why it is not alive, a sentence each, without payloads and texts of errors.
         consumers: What each consumer is doing.
@@ -67,7 +71,10 @@ def _failed(failures: Mapping[str, BaseException]) -> Iterable[str]:
 def _stalled(consumers: Iterable[RunnerStatus]) -> Iterable[str]:
     for status in consumers:
         if status.stalled:
+            partitions = sorted(f"{id.topic}[{id.partition}]" for id in status.stalled_partitions)
+            shown, more = ", ".join(partitions[:_SHOWN]), len(partitions) - _SHOWN
             yield (
-                f"consumer {status.name} {status.topic} is stalled: no progress for {status.last_progress:.0f} s "
-                f"with {status.in_flight} messages in flight and a lag of {status.lag}"
+                f"consumer {status.name} {status.topic} is stalled: no progress in {shown}"
+                f"{f' and {more} more' if more > 0 else ''}, with {status.in_flight} messages in flight and a lag of "
+                f"{status.lag}"
             )

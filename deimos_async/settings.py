@@ -235,9 +235,9 @@ class ConsumersSettings(_Group):
     """With `delivery="effectively_once"`: what follows where the stored offset does not exist in its partition, or the
     topic was deleted and made again. `stop` with an error, or go on at the `earliest` or `latest` offset there is."""
     stall_timeout: Seconds = 120.0
-    """Seconds without any progress after which a consumer that has something to do counts as stalled: `/livez` says so,
-    and where no handler is running a new member takes over. Best above the longest call of a handler, as `/livez`
-    sees no progress before a call returns."""
+    """Seconds without any progress after which a partition that has something to do counts as stalled: `/livez` says
+    so, and where no handler of the consumer is running a new member takes over. A partition at which a handler is at
+    work is not stalled, however long that takes."""
     loop_lag_warning: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """Seconds by which the event loop may be late before a warning says so. 0: no warning."""
     dead_letter_topic: str = "{topic}-dlt"

@@ -450,7 +450,7 @@ class KafkaConsumer:
                     ends[partition] = end
         return ends
 
-    def unfetched(self) -> int:
+    def unfetched(self) -> Mapping[TopicPartition, int]:
         """Offsets between the positions and the ends that the last answers carried.
 
         aiokafka's public `position` is a coroutine that may wait; the state that it reads passes markers of
@@ -459,21 +459,23 @@ class KafkaConsumer:
         """
         client = self._client
         if client is None:
-            return 0
+            return {}
         known = client.assignment()
         committed_only = client._isolation_level == "read_committed"
-        count = sum(map(len, self._held.values()))
+        counts = {TopicPartition(*id): len(records) for id, records in self._held.items()}
         poll = self._poll
         if poll is not None and poll.done() and not poll.cancelled() and poll.exception() is None:
-            count += sum(map(len, poll.result().values()))
+            for id, records in poll.result().items():
+                partition = TopicPartition(id.topic, id.partition)
+                counts[partition] = counts.get(partition, 0) + len(records)
         for partition in self._owned:
             if KafkaPartition(*partition) not in known:
                 continue
             state = client._subscription.subscription.assignment.state_value(KafkaPartition(*partition))
             end = state.lso if committed_only and state.lso is not None and state.lso >= 0 else state.highwater
             if end is not None and state.has_valid_position:
-                count += max(0, end - state.position)
-        return count
+                counts[partition] = counts.get(partition, 0) + max(0, end - state.position)
+        return {partition: count for partition, count in counts.items() if count > 0}
 
     async def end_offsets(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:
         """End offsets, asked from the brokers now.

@@ -567,13 +567,14 @@ class MemoryConsumer:
         """End offsets of assigned partitions."""
         return {partition: self._broker._log(partition).end for partition in self._owned}
 
-    def unfetched(self) -> int:
+    def unfetched(self) -> Mapping[TopicPartition, int]:
         """Records of assigned partitions behind the positions."""
-        return sum(
-            max(0, self._broker._log(partition).end - position)
+        behind = {
+            partition: self._broker._log(partition).end - position
             for partition, position in self._positions.items()
             if partition in self._owned
-        )
+        }
+        return {partition: count for partition, count in behind.items() if count > 0}
 
     async def end_offsets(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:
         """End offsets."""

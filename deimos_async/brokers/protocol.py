@@ -170,10 +170,11 @@ class BrokerConsumer(Protocol):
     def positions_end(self) -> Mapping[TopicPartition, int]:
         """Last known end offset (high watermark) of assigned partitions, where known; no request is made."""
 
-    def unfetched(self) -> int:
-        """Offsets of assigned partitions that the next fetches could give, as far as is known; no request is made.
+    def unfetched(self) -> Mapping[TopicPartition, int]:
+        """How many offsets of assigned partitions the next fetches could give, as far as is known; no request is made.
 
-        Unlike the lag of what was handled it comes down to 0 where a partition ends with markers of transactions.
+        Only partitions that have some are in it. Unlike with the lag of what was handled, one does not stay in it where
+        it ends with markers of transactions.
         """
 
     async def end_offsets(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:

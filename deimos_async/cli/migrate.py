@@ -10,6 +10,7 @@ import click
 
 from deimos_async.app import Deimos
 from deimos_async.cli.loading import load_app, reporting
+from deimos_async.cli.options import FiniteRange
 from deimos_async.errors import ConfigurationError
 
 if TYPE_CHECKING:  # optional library: Alembic
@@ -32,7 +33,7 @@ __all__ = ["migrate"]
 @click.option("--list", "listing", is_flag=True, help="Show the revisions and where the database is.")
 @click.option(
     "--lock-timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     default=60.0,
     show_default=True,
     metavar="SECONDS",

@@ -139,8 +139,6 @@ class Dispatcher:
         self.on_change: Callable[[], None] = lambda: None
         """Called when room was made or the consumer must stop: the fetcher looks at its pauses."""
         self.measured = Measurements(work.metrics, topic=work.topic, group=work.group, consumer=work.name)
-        self.parked = 0
-        """Lanes whose head waits for a timer that goes on with it."""
         self.parks = 0
         """How often a head was put off, ever."""
         self.on_restart: Callable[[TopicPartition], None] = lambda partition: None
@@ -164,7 +162,7 @@ class Dispatcher:
         """Records of an assigned partition, ascending, next after earlier ones."""
         if others := dead_letters.for_other_groups(records, self._group, is_retry=self.work.is_retry):
             partition.passed_over |= others
-            self.measured.skipped += len(others)
+            self.measured.pass_over(partition.id, others)
         now = asyncio.get_running_loop().time()
         self.measured.fetched += len(records)
         for lane in partition.add(records, now):
@@ -204,7 +202,7 @@ class Dispatcher:
     def _park(self, lane: Lane, delay: float) -> NoReturn:
         """Leave the lane and offer it again after `delay` seconds."""
         lane.parked = True
-        self.parked += 1
+        lane.partition.parked += 1
         self.parks += 1
         lane.timer = self.work.clock.call_later(delay, partial(self._wake, lane))
         raise _Parked
@@ -213,7 +211,7 @@ class Dispatcher:
         lane.timer = None
         if lane.parked:
             lane.parked = False
-            self.parked -= 1
+            lane.partition.parked -= 1
         self._offer(lane)
 
     # --- workers -----------------------------------------------------------------------------------------------
@@ -455,7 +453,7 @@ class Dispatcher:
                 self._stop_for(records[0], (), error, lane.attempt)
                 raise _Parked from error
             delay = backoff_delay(work.policy.backoff, lane.waits + 1, random.random())  # noqa: S311  # jitter
-            self._wait(lane, records[0], delay, str(error))
+            self._wait(lane, records[0], delay, described(error))
         lane.settled = 0
         self._finished(lane, records)
 
@@ -609,7 +607,9 @@ class Dispatcher:
         self, first: InboundRecord, messages: Sequence[Message[Any]], error: BaseException, attempt: int
     ) -> None:
         where = _place(first)
-        logger.error("%s: stops at %s: %s: %s", self.work.name, where, type(error).__name__, described(error), exc_info=error)
+        logger.error(
+            "%s: stops at %s: %s: %s", self.work.name, where, type(error).__name__, described(error), exc_info=error
+        )
         failure = HandlerError(
             f"consumer {self.work.name!r} stopped at {where} in attempt {attempt}: {type(error).__name__}: "
             f"{described(error)}",
@@ -661,7 +661,7 @@ class Dispatcher:
                     delay = backoff_delay(work.policy.backoff, lane.waits, random.random())  # noqa: S311  # jitter
                     logger.warning(
                         "%s: %s waits %.2f s to be sent to %s: %s",
-                        work.name, _place(record), delay, letter.topic, failed,
+                        work.name, _place(record), delay, letter.topic, described(failed),
                     )  # fmt: skip
                     self._park(lane, delay)
                 refused = failed

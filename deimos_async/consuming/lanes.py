@@ -99,6 +99,7 @@ class Partition:
         draining: It is being given up, but everything in hand is handled first.
         buffered: Records in hand whose handling has not ended.
         busy: Lanes at which a worker is.
+        parked: Lanes whose head waits for a timer that goes on with it.
         paused: Fetching is paused for backpressure.
         record_bytes: Size of a large record of the last fetch.
         ended: Where the partition is one lane: records at its head that have ended and are not taken off it yet.
@@ -128,6 +129,7 @@ class Partition:
         "first",
         "halted",
         "id",
+        "parked",
         "passed_over",
         "paused",
         "record_bytes",
@@ -144,6 +146,7 @@ class Partition:
         self.finish_below = 0
         self._closes_gaps = False
         self.draining = False
+        self.parked = 0
         self.paused = False
         self.record_bytes = 1
         self.committed: int | None = None

@@ -3,23 +3,68 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 
-__all__ = ["Arrivals", "Progress", "is_stalled"]
+from deimos_async.message import TopicPartition
+
+__all__ = ["Arrivals", "Progress", "Stalls", "Standing"]
 
 
-def is_stalled(*, assigned: int, in_flight: int, unfetched: int, parked: int, quiet: float, timeout: float) -> bool:
-    """Whether a consumer has something to do and does not get on with it.
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What one assigned partition has to do.
 
-    Args:
-        assigned: Partitions that it has.
-        in_flight: Messages fetched whose handling has not ended.
+    Attributes:
+        position: Next offset to be handled; None if nothing has ended yet.
+        in_hand: Messages fetched whose handling has not ended.
         unfetched: Messages behind what was fetched, as far as is known.
-        parked: Messages that wait for their next attempt; a timer goes on with them.
-        quiet: Seconds since anything was fetched, ended or put off.
-        timeout: Seconds of quiet that are allowed, at least as many as the longest handler call needs.
+        waits: Something else goes on with it: a timer with a message that waits for its next attempt, or whoever looks
+            for the offset at which it begins.
+        busy: A handler is at work on it.
     """
-    return assigned > 0 and parked == 0 and (in_flight > 0 or unfetched > 0) and quiet >= timeout
+
+    position: int | None
+    in_hand: int
+    unfetched: int
+    waits: bool
+    busy: bool
+
+
+class Stalls:
+    """Since when each partition of a consumer has something to do and does not get on with it.
+
+    Judged for each partition apart, so that neither a message that waits in one of them nor a handler that takes long
+    hides another one that is stuck. A partition gets on when something of it was fetched or has ended. What it has in
+    hand may also wait for a worker, while all of them are at work; what was not fetched waits for nobody.
+    """
+
+    __slots__ = ("_since",)
+
+    def __init__(self) -> None:
+        self._since: dict[TopicPartition, tuple[tuple[int | None, int], float]] = {}
+
+    def look(self, standings: Mapping[TopicPartition, Standing], *, has_free_worker: bool, now: float) -> None:
+        """See where everything stands. To be called often: what happens between two looks counts from the second one.
+
+        Args:
+            standings: Of the partitions that it has; others are forgotten.
+            has_free_worker: Whether what is in hand would be handled at once.
+            now: Seconds of a clock that never goes back.
+        """
+        since = {}
+        for id, standing in standings.items():
+            if standing.waits or standing.busy:
+                continue
+            if has_free_worker if standing.in_hand else standing.unfetched > 0:
+                mark = (standing.position, standing.in_hand)
+                seen = self._since.get(id)
+                since[id] = seen if seen is not None and seen[0] == mark else (mark, now)
+        self._since = since
+
+    def longer_than(self, timeout: float, now: float) -> frozenset[TopicPartition]:
+        """Partitions that have not got on for so many seconds, at least as many as a fetch may take."""
+        return frozenset(id for id, (_, since) in self._since.items() if now - since >= timeout)
 
 
 class Progress:

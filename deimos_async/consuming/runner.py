@@ -19,7 +19,7 @@ from deimos_async.consuming.commit import Committer
 from deimos_async.consuming.dispatch import Dispatcher, Work
 from deimos_async.consuming.fetch import Fetcher
 from deimos_async.consuming.placing import Placer
-from deimos_async.consuming.progress import Progress, is_stalled
+from deimos_async.consuming.progress import Progress, Stalls, Standing
 from deimos_async.errors import DeimosError
 from deimos_async.message import TopicPartition
 from deimos_async.telemetry import names
@@ -60,7 +60,10 @@ class RunnerStatus:
     last_progress: float = 0.0
     """Seconds since something was last fetched, handled, given up or put off."""
     stalled: bool = False
-    """It has something to do and has not got on with it for `consumers.stall_timeout`."""
+    """Whether any partition is."""
+    stalled_partitions: frozenset[TopicPartition] = frozenset()
+    """Those that have something to do and have not got on with it for `consumers.stall_timeout`, while no handler was
+    at work on them and no timer was to go on with them."""
 
 
 class ConsumerRunner:
@@ -92,6 +95,7 @@ class ConsumerRunner:
         self._tasks: asyncio.TaskGroup | None = None
         self._clock = clock
         self._progress = Progress(clock())
+        self._stalls = Stalls()
         self.started = False
         self.on_change: Callable[[], None] = lambda: None
         """Called when records have been handled, or put off, or the consumer must stop."""
@@ -179,7 +183,7 @@ class ConsumerRunner:
             await self._committer.commit(list(self._dispatcher.partitions.values()))
             self._measured.tell()
             now = self._clock()
-            self._quiet(now)
+            self._look(now)
             if now >= next_gauges:
                 next_gauges = now + _GAUGES_INTERVAL
                 self._tell_gauges()
@@ -222,7 +226,7 @@ class ConsumerRunner:
         if any(partition.unplaced for partition in partitions):
             return True
         is_paused = any(partition.paused for partition in partitions)
-        is_fetching = self._consumer.unfetched() > 0 and not is_paused
+        is_fetching = bool(self._consumer.unfetched()) and not is_paused
         return is_fetching or any(partition.to_commit is not None for partition in partitions)
 
     @property
@@ -302,27 +306,22 @@ class ConsumerRunner:
     def status(self) -> RunnerStatus:
         """What it is doing now."""
         work = self._dispatcher.work
-        quiet = self._quiet(self._clock())
-        in_flight = self._in_flight()
+        now = self._clock()
+        quiet = self._look(now)
+        # An incomplete batch waits on purpose.
+        timeout = self._options.stall_timeout + (work.max_wait if work.batch else 0.0)
+        stalled = self._stalls.longer_than(timeout, now)
         return RunnerStatus(
             name=work.name,
             group=work.group,
             topic=work.topic,
             assigned=frozenset(self._dispatcher.partitions),
-            in_flight=in_flight,
+            in_flight=self._in_flight(),
             lag=sum(self.lag().values()),
             failed=self._has_failed,
             last_progress=quiet,
-            stalled=is_stalled(
-                assigned=len(self._dispatcher.partitions),
-                in_flight=in_flight,
-                unfetched=self._consumer.unfetched(),
-                # A database that is away is waited for, too.
-                parked=self._dispatcher.parked + sum(part.unplaced for part in self._dispatcher.partitions.values()),
-                quiet=quiet,
-                # An incomplete batch waits on purpose.
-                timeout=self._options.stall_timeout + (work.max_wait if work.batch else 0.0),
-            ),
+            stalled=bool(stalled),
+            stalled_partitions=stalled,
         )
 
     @property
@@ -338,10 +337,24 @@ class ConsumerRunner:
     def _in_flight(self) -> int:
         return sum(partition.buffered for partition in self._dispatcher.partitions.values())
 
-    def _quiet(self, now: float) -> float:
-        """Seconds since the last progress, as far as was looked."""
-        dispatcher = self._dispatcher
-        positions = tuple(partition.position for partition in dispatcher.partitions.values())
+    def _look(self, now: float) -> float:
+        """See who gets on; returns the seconds since the last progress, as far as was looked."""
+        dispatcher, unfetched = self._dispatcher, self._consumer.unfetched()
+        partitions = dispatcher.partitions
+        standings = {
+            id: Standing(
+                position=partition.position,
+                in_hand=partition.buffered,
+                unfetched=unfetched.get(id, 0),
+                # A database that is away is waited for, too; of what is given up nothing is begun.
+                waits=partition.parked > 0 or partition.unplaced or partition.halted,
+                busy=partition.busy > 0,
+            )
+            for id, partition in partitions.items()
+        }
+        busy = sum(partition.busy for partition in partitions.values())
+        self._stalls.look(standings, has_free_worker=busy < dispatcher.work.concurrency, now=now)
+        positions = tuple(standing.position for standing in standings.values())
         return self._progress.quiet((self._measured.fetched, self._in_flight(), dispatcher.parks, positions), now)
 
     def _tell_gauges(self) -> None:

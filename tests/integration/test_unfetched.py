@@ -46,7 +46,7 @@ async def test_marker_of_a_transaction_is_lag_but_nothing_to_fetch(kafka_bootstr
         assert [record.value for records in seen for record in records] == [b"one"]
         last = seen[-1][-1].offset
         assert consumer.positions_end()[partition] - (last + 1) == 1
-        assert consumer.unfetched() == 0
+        assert consumer.unfetched() == {}
     finally:
         await producer.stop()
         await consumer.stop()

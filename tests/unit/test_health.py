@@ -48,8 +48,8 @@ def test_start_and_stop_are_alive_and_not_ready(state: str) -> None:
         ("running", {"supervised": False}, "the supervisor has ended"),
         (
             "running",
-            {"consumers": [status(stalled=True, last_progress=130.4)]},
-            "consumer bill orders is stalled: no progress for 130 s with 2 messages in flight and a lag of 7",
+            {"consumers": [status(stalled=True, stalled_partitions=frozenset({TopicPartition("orders", 0)}))]},
+            "consumer bill orders is stalled: no progress in orders[0], with 2 messages in flight and a lag of 7",
         ),
         (
             "running",
@@ -67,6 +67,12 @@ def test_problem_is_told_and_is_not_alive(state: str, change: dict[str, Any], pr
     found = health(state, **change)
     assert not found.alive
     assert found.problems == (problem,)
+
+
+def test_many_stalled_partitions_are_not_all_named() -> None:
+    stuck = frozenset(TopicPartition("orders", number) for number in range(7))
+    (problem,) = health(consumers=[status(stalled=True, stalled_partitions=stuck)]).problems
+    assert "orders[0], orders[1], orders[2], orders[3], orders[4] and 2 more, with 2 messages" in problem
 
 
 def test_failure_is_told_by_classes_and_never_by_its_text() -> None:

@@ -2,28 +2,74 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
-from deimos_async.consuming.progress import Arrivals, Progress, is_stalled
+from deimos_async.consuming.progress import Arrivals, Progress, Stalls, Standing
+from deimos_async.message import TopicPartition
 
-STALLED = {"assigned": 1, "in_flight": 1, "unfetched": 0, "parked": 0, "quiet": 120.0, "timeout": 120.0}
+P0, P1 = TopicPartition("orders", 0), TopicPartition("orders", 1)
+AT_WORK = Standing(position=5, in_hand=2, unfetched=0, waits=False, busy=False)
+
+
+def stalled(first: Standing, then: Standing, *, has_free_worker: bool = True) -> bool:
+    """Whether a partition that stood like this, and stands like that 120 seconds later, counts as stalled."""
+    stalls = Stalls()
+    stalls.look({P0: first}, has_free_worker=has_free_worker, now=100.0)
+    stalls.look({P0: then}, has_free_worker=has_free_worker, now=219.0)
+    assert not stalls.longer_than(120.0, 219.0)
+    stalls.look({P0: then}, has_free_worker=has_free_worker, now=220.0)
+    return stalls.longer_than(120.0, 220.0) == {P0}
 
 
 @pytest.mark.parametrize(
-    ("change", "stalled"),
+    ("change", "expected"),
     [
         ({}, True),
-        ({"in_flight": 0, "unfetched": 1}, True),
-        ({"in_flight": 0}, False),  # nothing to do
-        ({"assigned": 0}, False),  # everything is with other members
-        ({"parked": 1}, False),  # a timer goes on with it
-        ({"quiet": 119.9}, False),
+        ({"in_hand": 0, "unfetched": 1}, True),
+        ({"position": None}, True),
+        ({"in_hand": 0}, False),  # nothing to do
+        ({"waits": True}, False),  # a timer goes on with it
+        ({"busy": True}, False),  # a handler may take its time
     ],
 )
-def test_stalled_is_having_something_to_do_and_no_progress(change: dict[str, Any], stalled: bool) -> None:
-    assert is_stalled(**(STALLED | change)) is stalled
+def test_stalled_is_having_something_to_do_and_no_progress(change: dict[str, Any], expected: bool) -> None:
+    standing = dataclasses.replace(AT_WORK, **change)
+    assert stalled(standing, standing) is expected
+
+
+@pytest.mark.parametrize("change", [{"position": 6}, {"in_hand": 3}, {"waits": True}, {"busy": True}])
+def test_partition_that_got_on_in_between_is_not_stalled(change: dict[str, Any]) -> None:
+    assert not stalled(AT_WORK, dataclasses.replace(AT_WORK, **change))
+
+
+def test_messages_that_are_only_produced_are_no_progress() -> None:
+    waiting = dataclasses.replace(AT_WORK, in_hand=0, unfetched=1)
+    assert stalled(waiting, dataclasses.replace(waiting, unfetched=1_000))
+
+
+def test_what_is_in_hand_may_wait_for_a_worker_and_what_is_not_fetched_may_not() -> None:
+    assert not stalled(AT_WORK, AT_WORK, has_free_worker=False)
+    unfetched = dataclasses.replace(AT_WORK, in_hand=0, unfetched=10**6)
+    assert stalled(unfetched, unfetched, has_free_worker=False)
+
+
+@pytest.mark.parametrize("change", [{"waits": True}, {"busy": True}, {"in_hand": 0}])
+def test_partition_that_waits_works_or_is_idle_does_not_hide_another_that_is_stuck(change: dict[str, Any]) -> None:
+    stalls = Stalls()
+    standings = {P0: dataclasses.replace(AT_WORK, **change), P1: AT_WORK}
+    for now in (0.0, 86_400.0):
+        stalls.look(standings, has_free_worker=True, now=now)
+    assert stalls.longer_than(120.0, 86_400.0) == {P1}
+
+
+def test_partition_that_comes_again_begins_anew() -> None:
+    stalls = Stalls()
+    for now, standings in ((0.0, {P0: AT_WORK}), (100.0, {}), (110.0, {P0: AT_WORK})):
+        stalls.look(standings, has_free_worker=True, now=now)
+    assert not stalls.longer_than(120.0, 200.0)
 
 
 def test_quiet_lasts_since_the_numbers_were_first_seen() -> None:
