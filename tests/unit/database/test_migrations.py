@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,10 @@ async def test_file_that_is_no_database_is_told_with_what_the_driver_said(tmp_pa
     with pytest.raises(DatabaseError, match="the database refuses: DatabaseError: file is not a database"):
         await upgrade(engine)
     await engine.dispose()
+    # A connection that failed when it was made is ended without being waited for: its thread still answers to our loop.
+    for thread in threading.enumerate():
+        if "_connection_worker_thread" in thread.name:
+            await asyncio.to_thread(thread.join, 30)
 
 
 async def test_engine_that_begins_transactions_by_itself_is_migrated(engine: AsyncEngine) -> None:
