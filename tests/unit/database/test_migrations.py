@@ -26,6 +26,16 @@ FOLDER = Path(migrations.__file__).parent
 
 
 @pytest.fixture
+async def workers_end() -> AsyncIterator[None]:
+    """A connection that failed when it was made is ended without being waited for: its thread answers to our loop."""
+    before = set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - before:
+        if "_connection_worker_thread" in thread.name:
+            await asyncio.to_thread(thread.join, 30)
+
+
+@pytest.fixture
 async def engine(tmp_path: Path) -> AsyncIterator[AsyncEngine]:
     made = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'test.sqlite3'}")
     yield made
@@ -100,6 +110,7 @@ async def test_state_of_an_empty_database_is_told_and_makes_nothing(engine: Asyn
     assert await tables(engine) == set()
 
 
+@pytest.mark.usefixtures("workers_end")
 async def test_database_that_cannot_be_opened_is_unavailable(tmp_path: Path) -> None:
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/missing/test.sqlite3")
     with pytest.raises(DatabaseUnavailableError, match="cannot be reached: OperationalError: unable to open"):
@@ -108,16 +119,13 @@ async def test_database_that_cannot_be_opened_is_unavailable(tmp_path: Path) -> 
         await state(engine)
 
 
+@pytest.mark.usefixtures("workers_end")
 async def test_file_that_is_no_database_is_told_with_what_the_driver_said(tmp_path: Path) -> None:
     (tmp_path / "text.sqlite3").write_bytes(b"this is no database" * 100)
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'text.sqlite3'}")
     with pytest.raises(DatabaseError, match="the database refuses: DatabaseError: file is not a database"):
         await upgrade(engine)
     await engine.dispose()
-    # A connection that failed when it was made is ended without being waited for: its thread still answers to our loop.
-    for thread in threading.enumerate():
-        if "_connection_worker_thread" in thread.name:
-            await asyncio.to_thread(thread.join, 30)
 
 
 async def test_engine_that_begins_transactions_by_itself_is_migrated(engine: AsyncEngine) -> None:
