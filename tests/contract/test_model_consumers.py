@@ -158,6 +158,17 @@ async def place(request: pytest.FixtureRequest, unique_name: str, tmp_path: Path
         yield place
 
 
+async def in_two_parts(place: Place) -> Any:
+    """A model whose rows are told apart by two columns, neither of them the primary key."""
+    return await place.model(
+        sa.UniqueConstraint("part_one", "part_two"),
+        id=mapped_column(sa.Integer, primary_key=True),
+        part_one=mapped_column(sa.String(5), nullable=False),
+        part_two=mapped_column(sa.Integer, nullable=False),
+        name=mapped_column(sa.String(20)),
+    )
+
+
 # --- batch mode: which messages --------------------------------------------------------------------------------------
 
 
@@ -194,13 +205,7 @@ async def test_only_the_last_message_of_a_key_is_written(place: Place) -> None:
 
 
 async def test_keys_of_several_fields_are_compared_by_their_values(place: Place) -> None:
-    widget = await place.model(
-        sa.UniqueConstraint("part_one", "part_two"),
-        id=mapped_column(sa.Integer, primary_key=True),
-        part_one=mapped_column(sa.String(5), nullable=False),
-        part_two=mapped_column(sa.Integer, nullable=False),
-        name=mapped_column(sa.String(20)),
-    )
+    widget = await in_two_parts(place)
 
     class Save(ModelConsumer[widget]):  # type: ignore[valid-type]
         def key_columns(self) -> list[str]:
@@ -570,13 +575,7 @@ async def test_message_creates_changes_and_deletes_its_row(place: Place, key: An
 
 
 async def test_message_finds_its_row_by_other_columns(place: Place) -> None:
-    widget = await place.model(
-        sa.UniqueConstraint("part_one", "part_two"),
-        id=mapped_column(sa.Integer, primary_key=True),
-        part_one=mapped_column(sa.String(5), nullable=False),
-        part_two=mapped_column(sa.Integer, nullable=False),
-        name=mapped_column(sa.String(20)),
-    )
+    widget = await in_two_parts(place)
 
     class Save(ModelConsumer[widget]):  # type: ignore[valid-type]
         def key_columns(self) -> list[str]:
