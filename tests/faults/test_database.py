@@ -8,7 +8,6 @@ import pytest
 from fault_database import Sums, sums
 from fault_kafka import PARTITIONS, ProxiedKafka
 from fault_ledger import fate
-from fault_proxy import fault_lasts
 from fault_trial import IS_CHAOS, Trial
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -59,14 +58,6 @@ async def test_members_killed_every_three_seconds_count_each_message_once(
     async with Trial(name, fault_kafka, unique_name, groups=GROUPS, environment=environment) as trial:
         trial.writer.start()
         alive = await trial.join(3)
-
-        async def kills() -> None:
-            for _ in range(10 if IS_CHAOS else 2):
-                victim = alive.pop(trial.random.randrange(len(alive)))
-                await trial.kill(victim)
-                alive.append(await trial.start_member())
-                await fault_lasts(3)
-
-        await trial.compared(kills)
+        await trial.compared(lambda: trial.kill_in_turn(alive, 10 if IS_CHAOS else 2))
         await trial.finish()
         assert await counted.read() == expected(trial)

@@ -17,15 +17,7 @@ async def test_members_killed_every_three_seconds_lose_nothing(fault_kafka: Prox
     async with Trial("SIGKILL of a member every 3 s", fault_kafka, unique_name) as trial:
         trial.writer.start()
         alive = await trial.join(3)
-
-        async def kills() -> None:
-            for _ in range(10 if IS_CHAOS else 2):
-                victim = alive.pop(trial.random.randrange(len(alive)))
-                await trial.kill(victim)
-                alive.append(await trial.start_member())
-                await fault_lasts(3)
-
-        await trial.compared(kills)
+        await trial.compared(lambda: trial.kill_in_turn(alive, 10 if IS_CHAOS else 2))
         await trial.finish()
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from fault_kafka import ProxiedKafka
-from fault_proxy import fault_lasts
 from fault_trial import Trial
 
 pytestmark = [pytest.mark.services("own_kafka"), pytest.mark.usefixtures("proxy")]
@@ -28,8 +27,5 @@ async def test_losses_by_kills_are_counted(fault_kafka: ProxiedKafka, unique_nam
     ) as trial:
         trial.writer.start()
         alive = await trial.join(3)
-        for _ in range(10):
-            await trial.kill(alive.pop(trial.random.randrange(len(alive))))
-            alive.append(await trial.start_member())
-            await fault_lasts(3)
+        await trial.kill_in_turn(alive, 10)
         await trial.count_losses()

@@ -305,6 +305,13 @@ class Trial:
             member.send(signal.SIGKILL)
             await member.ended()
 
+    async def kill_in_turn(self, alive: list[Member], times: int) -> None:
+        """So many times one of the members, which another one then replaces in the list, with 3 s in between."""
+        for _ in range(times):
+            await self.kill(alive.pop(self.random.randrange(len(alive))))
+            alive.append(await self.start_member())
+            await fault_lasts(3)
+
     async def leave(self, member: Member) -> None:
         """SIGTERM: it drains, ends with status 0 within its deadline, and leaves nothing open."""
         member.is_to_end = True
