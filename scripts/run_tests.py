@@ -2,13 +2,22 @@
 
 All of it runs, whatever fails before, and the status is zero only when all was well. The last lines say which services
 could not be reached and how many tests were left out for that.
+
+Without arguments the tests run in two processes side by side, as half of them mostly wait: for sessions of a group to
+expire, for brokers to restart. What the second one has to say is printed when the first one has ended.
 """
 
+import asyncio
+import contextlib
 import json
+import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from services import Interruption, Policy, provided, run_child, run_until_signal
 
@@ -18,6 +27,9 @@ _CHECKS = (
     ("mypy",),
 )
 _NO_TESTS_COLLECTED = 5
+_TESTS = Path(__file__).resolve().parent.parent / "tests"
+_WAITING = ("faults", "integration", "acceptance")
+"""Folders of tests that mostly wait for other processes."""
 
 
 async def run(arguments: list[str], policy: Policy, interruption: Interruption) -> int:
@@ -27,30 +39,25 @@ async def run(arguments: list[str], policy: Policy, interruption: Interruption) 
         print(f"\n$ {' '.join(check)}", flush=True)
         if await run_child([sys.executable, "-m", *check], {}, interruption) != 0:
             failed.append(" ".join(check))
-    status = 0
     lines: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="deimos-report-") as folder:
-        report = Path(folder, "report.json")
-        print(flush=True)
-        began = time.monotonic()
-        async with provided(policy) as services:
-            print(f"services ready after {time.monotonic() - began:.1f} s:", flush=True)
-            for name, address in services.addresses.items():
-                print(f"  {name}: {_without_password(address)}", flush=True)
-            environment = services.environment() | {"DEIMOS_TEST_REPORT": str(report)}
-            if policy.requires_all:
-                environment["SERVICES"] = "required"
-            print(f"\n$ pytest {' '.join(arguments)}", flush=True)
-            status = await run_child([sys.executable, "-m", "pytest", *arguments], environment, interruption)
-            missing = services.missing
-        left_out = json.loads(report.read_text()) if report.exists() else {}
+    print(flush=True)
+    began = time.monotonic()
+    async with provided(policy) as services:
+        print(f"services ready after {time.monotonic() - began:.1f} s:", flush=True)
+        for name, address in services.addresses.items():
+            print(f"  {name}: {_without_password(address)}", flush=True)
+        environment = services.environment()
+        if policy.requires_all:
+            environment["SERVICES"] = "required"
+        runs = [arguments] if arguments else _halves()
+        status, left_out = await _pytest(runs, environment, interruption)
+        missing = services.missing
     if status != 0:
         failed.append("pytest: no test was collected" if status == _NO_TESTS_COLLECTED else "pytest")
     for name in sorted(missing.keys() | left_out.keys()):
         verb = "failed" if policy.requires_all else "left out"
-        reason = missing.get(name) or left_out[name]["reason"]
-        count = left_out[name]["tests"] if name in left_out else 0
-        lines.append(f"{name} could not be reached: {reason}; tests {verb} for that: {count}")
+        count, reason = left_out.get(name, (0, ""))
+        lines.append(f"{name} could not be reached: {missing.get(name) or reason}; tests {verb} for that: {count}")
     if missing and policy.requires_all:
         failed.append(f"missing services: {', '.join(missing)}")
     print()
@@ -58,6 +65,48 @@ async def run(arguments: list[str], policy: Policy, interruption: Interruption) 
     if failed:
         print(f"FAILED: {'; '.join(failed)}")
     return status or (1 if failed else 0)
+
+
+def _halves() -> list[list[str]]:
+    """pytest's arguments of two runs that have all tests between them."""
+    rooms = sorted(folder.name for folder in _TESTS.iterdir() if any(folder.rglob("test_*.py")))
+    return [[f"tests/{room}" for room in rooms if (room in _WAITING) is waits] for waits in (True, False)]
+
+
+async def _pytest(
+    runs: Sequence[Sequence[str]], environment: Mapping[str, str], interruption: Interruption
+) -> tuple[int, dict[str, tuple[int, str]]]:
+    """Run pytest with each of these arguments, all at once.
+
+    Returns:
+        The first status that is not zero, and for each service that was missing the tests left out and the reason.
+    """
+    with tempfile.TemporaryDirectory(prefix="deimos-report-") as folder, contextlib.ExitStack() as outputs:
+
+        def start(number: int, arguments: Sequence[str], output: IO[bytes] | None) -> Awaitable[int]:
+            command = [sys.executable, "-m", "pytest", *arguments]
+            variables = {**environment, "DEIMOS_TEST_REPORT": str(Path(folder, f"{number}.json"))}
+            return run_child(command, variables, interruption, output=output)
+
+        print(f"\n$ pytest {' '.join(runs[0])}", flush=True)
+        kept = [outputs.enter_context(tempfile.TemporaryFile()) for _ in runs[1:]]
+        try:
+            statuses = await asyncio.gather(*map(start, range(len(runs)), runs, [None, *kept]))
+        finally:
+            for arguments, output in zip(runs[1:], kept, strict=True):
+                print(f"\n$ pytest {' '.join(arguments)}", flush=True)
+                output.seek(0)
+                shutil.copyfileobj(output, sys.stdout.buffer)
+                sys.stdout.buffer.flush()
+        counts: Counter[str] = Counter()
+        reasons: dict[str, str] = {}
+        for report in Path(folder).glob("*.json"):
+            for name, found in json.loads(report.read_text()).items():
+                counts[name] += found["tests"]
+                reasons[name] = found["reason"]
+        return next((status for status in statuses if status), 0), {
+            name: (count, reasons[name]) for name, count in counts.items()
+        }
 
 
 def _without_password(address: str) -> str:

@@ -29,7 +29,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from servers import (
     KafkaBroker,
@@ -305,8 +305,17 @@ class Interruption:
             task.cancel()
 
 
-async def run_child(command: Sequence[str], environment: Mapping[str, str], interruption: Interruption) -> int:
+async def run_child(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    interruption: Interruption,
+    *,
+    output: IO[bytes] | None = None,
+) -> int:
     """Run a program in our terminal, with `environment` over our own, and wait for it.
+
+    Args:
+        output: Where it writes all it has to say, instead of the terminal.
 
     Returns:
         Its status; 128 + number when a signal ended it.
@@ -314,7 +323,7 @@ async def run_child(command: Sequence[str], environment: Mapping[str, str], inte
     Cancelled: the program gets the signal that was the reason, so that it can stop what it started itself, and is
     killed after 30 seconds.
     """
-    process = subprocess.Popen(command, env={**os.environ, **environment})
+    process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=output, stderr=output)
     try:
         status = await _wait(process)
     finally:

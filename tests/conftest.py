@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
-from servers import KafkaBroker, ServerError, answers
+from servers import KafkaBroker, MariaDB, Postgres, Server, ServerError, answers
 from services import KINDS, Policy, read_record, reason_variable, variable
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
@@ -26,6 +26,8 @@ _FIXTURES = {
     "mariadb_url": "mariadb",
     "own_kafka": "own_kafka",
 }
+_OWN: dict[str, type[Server]] = {"own_kafka": KafkaBroker, "own_postgres": Postgres, "own_mariadb": MariaDB}
+"""Servers that tests start for themselves."""
 
 
 class ServiceBook:
@@ -47,8 +49,8 @@ class ServiceBook:
         return self._reasons.get(name)
 
     def _look_for(self, name: str) -> dict[str, str]:
-        if name == "own_kafka":
-            return self._prepare_own_kafka()
+        if name in _OWN:
+            return self._prepare_own(name, _OWN[name])
         recorded = {entry["name"]: entry["address"] for entry in read_record()}
         given = os.environ.get(variable(name)) or recorded.get(name)
         if reason := os.environ.get(reason_variable(name)):
@@ -60,16 +62,16 @@ class ServiceBook:
         self._addresses[name] = given
         return {}
 
-    def _prepare_own_kafka(self) -> dict[str, str]:
+    def _prepare_own(self, name: str, kind: type[Server]) -> dict[str, str]:
         if self.policy.how == "none":
-            return {"own_kafka": "SERVICES=none: no broker may be started"}
-        if needs := KafkaBroker.missing():
-            return {"own_kafka": "it needs " + ", ".join(str(need) for need in needs)}
+            return {name: "SERVICES=none: no server may be started"}
+        if needs := kind.missing():
+            return {name: "it needs " + ", ".join(str(need) for need in needs)}
         try:
-            asyncio.run(KafkaBroker.prepare())
+            asyncio.run(kind.prepare())
         except ServerError as error:
-            return {"own_kafka": str(error).splitlines()[0]}
-        self._addresses["own_kafka"] = "started by each test"
+            return {name: str(error).splitlines()[0]}
+        self._addresses[name] = "started by each test"
         return {}
 
 
@@ -96,7 +98,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Leave a test out, or fail it where services are required, before any of its fixtures is made."""
     names = {name for mark in item.iter_markers("services") for name in mark.args}
     names |= {_FIXTURES[fixture] for fixture in getattr(item, "fixturenames", ()) if fixture in _FIXTURES}
-    if unknown := names - KINDS.keys() - {"own_kafka"}:
+    if unknown := names - KINDS.keys() - _OWN.keys():
         pytest.fail(f"the services mark knows no {', '.join(sorted(unknown))}", pytrace=False)
     book = item.config.stash[_BOOK]
     missing = {name: reason for name in sorted(names) if (reason := book.reason(name)) is not None}

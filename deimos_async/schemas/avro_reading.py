@@ -45,8 +45,9 @@ Read = Callable[[bytes, int], tuple[Any, int]]
 MOST_ITEMS = 500_000
 """Most of what one message may have in arrays and maps of items that become much more than they were: records, with the
 values that they get by default, and items that take no bytes at all. A few bytes could else ask for any amount of
-memory.
+memory, and hold the event loop. Records cost most, and count twice.
 """
+_RECORD = 2
 
 _FLOAT = struct.Struct("<f").unpack_from
 _DOUBLE = struct.Struct("<d").unpack_from
@@ -188,7 +189,7 @@ class ReaderFactory:
             plan = record_plan(writer, reader)
             if not isinstance(plan, str):
                 self._weights[key] = (
-                    1
+                    _RECORD
                     + sum(_size(default) for _, default in plan.defaults)
                     + sum(self._weight(step.writer, step.reader or step.writer) for step in plan.steps)
                 )
@@ -528,7 +529,12 @@ def _array_of_nothing(read_item: Read, weight: int) -> Read:
             if count == 0:
                 return items, position
             data.take(count * weight)  # type: ignore[attr-defined]  # make_whole has made it Counted
-            items += [read_item(data, position)[0] for _ in range(count)]
+            item, _ = read_item(data, position)
+            if isinstance(item, dict):  # each is to be one of its own
+                items.append(item)
+                items += [read_item(data, position)[0] for _ in range(count - 1)]
+            else:
+                items += [item] * count
 
     return read
 

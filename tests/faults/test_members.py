@@ -7,8 +7,7 @@ import signal
 
 import pytest
 from fault_kafka import ProxiedKafka
-from fault_proxy import fault_lasts
-from fault_trial import ASSIGNED, IS_CHAOS, RUNS, Member, Trial
+from fault_trial import ASSIGNED, IS_CHAOS, Trial
 
 pytestmark = [pytest.mark.services("own_kafka"), pytest.mark.usefixtures("proxy")]
 
@@ -28,25 +27,7 @@ async def test_members_that_join_and_leave_every_second_repeat_only_what_a_faili
         trial.writer.start()
         await trial.join(2)
 
-        async def comings_and_goings() -> None:
-            leaving: list[asyncio.Task[None]] = []
-
-            async def leave(guest: Member) -> None:
-                # Before that the interpreter still loads modules, and a signal just ends it.
-                await trial.until(lambda: guest.said[RUNS] > 0, "the guest runs")
-                await trial.leave(guest)
-
-            guests: list[Member] = []
-            for _ in range(20 if IS_CHAOS else 5):
-                guests.append(await trial.start_member())
-                if len(guests) > 2:
-                    guest = guests.pop(trial.random.randrange(len(guests)))
-                    leaving.append(asyncio.create_task(leave(guest)))
-                await fault_lasts(1)
-            leaving += [asyncio.create_task(leave(guest)) for guest in guests]
-            await asyncio.gather(*leaving)
-
-        await trial.compared(comings_and_goings)
+        await trial.compared(lambda: trial.guests_come_and_go(20 if IS_CHAOS else 5))
         await trial.finish()
         assert not trial.ledger.faults, "nothing unclean was done: a message comes again only behind one that failed"
 

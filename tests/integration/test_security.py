@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokens
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -99,6 +100,17 @@ SCRAM = {
 }
 
 
+OAUTH = {
+    "sasl.enabled.mechanisms": "OAUTHBEARER",
+    "listener.name.client.oauthbearer.sasl.jaas.config": (
+        "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required "
+        'unsecuredLoginStringClaim_sub="broker";'
+    ),
+    # Connections are closed when their token has ended.
+    "listener.name.client.oauthbearer.connections.max.reauth.ms": "60000",
+}
+
+
 @pytest.fixture
 async def brokers() -> AsyncIterator[Any]:
     """`await brokers(KafkaBroker(...))` starts one that ends with the test."""
@@ -159,6 +171,38 @@ async def test_sasl_over_cleartext_is_refused_unless_it_is_allowed(
         )
     assert PASSWORD not in str(caught.value) + repr(caught.value)
     assert PASSWORD not in caplog.text
+
+
+async def test_connections_whose_token_has_ended_are_made_anew_and_nothing_is_lost(brokers: Any) -> None:
+    broker = await brokers(KafkaBroker(client_protocol="SASL_PLAINTEXT", properties=OAUTH))
+    app = Deimos(
+        {
+            "kafka.bootstrap_servers": broker.bootstrap_servers,
+            "kafka.security_protocol": "SASL_PLAINTEXT",
+            "kafka.sasl_mechanism": "OAUTHBEARER",
+            "kafka.sasl_oauth_token_provider": "tokens:short",
+            "kafka.sasl_allow_cleartext": True,
+            "kafka.create_topics": True,
+        },
+        metrics=None,
+        tracing=None,
+    )
+    topic = app.topic("orders", key=Key.plain())
+    producer = app.producer(topic)
+    came: asyncio.Queue[bytes] = asyncio.Queue()
+
+    @app.consumer(topic, group="g")
+    async def handle(message: Message) -> None:
+        came.put_nowait(message.payload)
+
+    async with app.running(), asyncio.timeout(2 * DEADLINE):
+        at_start, number = len(tokens.given), 0
+        while len(tokens.given) < at_start + 12:  # some for each of the connections, one after another
+            payload = b"%d" % number
+            await producer.produce(payload, key="k")
+            while await came.get() != payload:
+                pass  # one that was handled and not yet committed when its connection ended
+            number += 1
 
 
 @pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "SCRAM-SHA-512"])

@@ -54,7 +54,7 @@ class Sums:
 @asynccontextmanager
 async def sums(url: str, name: str, groups: Sequence[str], partitions: int) -> AsyncIterator[Sums]:
     """A table with a row for each group and partition, dropped at the end."""
-    engine = create_async_engine(url)
+    engine = create_async_engine(url, pool_pre_ping=True)  # the server may be restarted meanwhile
     counts = table(name)
     rows = [
         {"event_group": group, "topic_partition": partition, "n": 0, "total": 0}

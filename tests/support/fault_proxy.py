@@ -34,6 +34,7 @@ class TcpProxy:
         self._delay = 0.0
         self._bytes_per_second: float | None = None
         self._answer: bytes | None = None
+        self._trap: _Trap | None = None
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accepted, HOST, self.port)
@@ -61,6 +62,15 @@ class TcpProxy:
         """What is asked still arrives; the next answer resets its connection instead. New connections work."""
         for link in self._links:
             link.is_cut_at_answer = True
+
+    async def cut_at(self, text: bytes, *, is_forwarded: bool) -> None:
+        """Wait until a client sends this text, and reset its connection; the others work.
+
+        Args:
+            is_forwarded: It arrives, and its answer is lost; else it never arrives.
+        """
+        trap = self._trap = _Trap(text, is_forwarded)
+        await trap.is_sprung.wait()
 
     def silence(self, *, new: bool) -> None:
         """Forward nothing more on the connections there are, without closing them: half-open.
@@ -136,6 +146,12 @@ class TcpProxy:
             while data := await reader.read(_CHUNK):
                 if is_answer and link.is_cut_at_answer:
                     return
+                if not is_answer and (trap := self._trap) is not None and trap.text in data:
+                    self._trap = None
+                    trap.is_sprung.set()
+                    if not trap.is_forwarded:
+                        return
+                    link.is_cut_at_answer = True
                 if self._delay:
                     await fault_lasts(self._delay)
                 if self._bytes_per_second is not None:
@@ -154,6 +170,15 @@ class TcpProxy:
             await writer.drain()
             writer.close()
             await writer.wait_closed()
+
+
+class _Trap:
+    """What a client must send for its connection to be reset."""
+
+    def __init__(self, text: bytes, is_forwarded: bool) -> None:
+        self.text = text
+        self.is_forwarded = is_forwarded
+        self.is_sprung = asyncio.Event()
 
 
 class _Link:

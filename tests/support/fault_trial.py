@@ -105,7 +105,8 @@ class Member:
             for text in texts:
                 if text.startswith(b"="):
                     self.left = json.loads(text[1:])
-                    continue
+                if not text.startswith(b"+"):
+                    continue  # other frameworks log to standard output
                 line = parse_line(text.decode(), self.name)
                 self.latest[line.group] = line.at
                 self._trial.ledger.handled(line)
@@ -312,6 +313,25 @@ class Trial:
             alive.append(await self.start_member())
             await fault_lasts(3)
 
+    async def guests_come_and_go(self, count: int) -> None:
+        """So many more members, one each second; from the third on another one leaves for each, at last all."""
+        leaving: list[asyncio.Task[None]] = []
+
+        async def leave(guest: Member) -> None:
+            # Before that the interpreter still loads modules, and a signal just ends it.
+            await self.until(lambda: guest.said[RUNS] > 0, "the guest runs")
+            await self.leave(guest)
+
+        guests: list[Member] = []
+        for _ in range(count):
+            guests.append(await self.start_member())
+            if len(guests) > 2:
+                guest = guests.pop(self.random.randrange(len(guests)))
+                leaving.append(asyncio.create_task(leave(guest)))
+            await fault_lasts(1)
+        leaving += [asyncio.create_task(leave(guest)) for guest in guests]
+        await asyncio.gather(*leaving)
+
     async def leave(self, member: Member) -> None:
         """SIGTERM: it drains, ends with status 0 within its deadline, and leaves nothing open."""
         member.is_to_end = True
@@ -337,10 +357,14 @@ class Trial:
     # --- the account -------------------------------------------------------------------------------------------
 
     async def rate(self) -> float:
-        """Messages handled in a second, all groups together, over a window in which nothing else happens."""
-        began, count = time.monotonic(), len(self.ledger.lines)
+        """Messages that the slowest group handles in a second, over a window in which nothing else happens.
+
+        The others wait for it at times, as the writer does: how fast they are depends on how far ahead they were.
+        """
+        began, first = time.monotonic(), len(self.ledger.lines)
         await fault_lasts(WINDOW)
-        return (len(self.ledger.lines) - count) / (time.monotonic() - began)
+        counts = Counter(line.group for line in self.ledger.lines[first:])
+        return min(counts[group] for group in self.ledger.groups) / (time.monotonic() - began)
 
     async def compared(self, fault: Callable[[], Awaitable[None]]) -> None:
         """Do this, and in the long form measure the rates before and after it, round after round."""
