@@ -1,8 +1,8 @@
 """`make chaos`: the long forms of tests/faults, and benchmarks/chaos.md with what they show.
 
-With arguments, which are pytest's (`-k killed`), the page is printed and not written, and so it is when the run was
-interrupted. Another framework goes through the first trial too; it is installed in a virtual environment of its own, in
-the user's cache folder, once.
+With arguments, which are pytest's (`-k killed`), only these trials run, and their rows take the place of older ones; so
+do those of a run that was interrupted. Another framework goes through the first trial too; it is installed in a virtual
+environment of its own, in the user's cache folder, once.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from servers.kafka import VERSION
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "benchmarks" / "chaos.md"
+KEPT = ROOT / "benchmarks" / "chaos.json"
+"""The last account of each trial, and which tests did not pass when they ran last."""
 FASTSTREAM = "0.7.8"
 PACKAGES = [f"faststream[kafka]=={FASTSTREAM}", "aiokafka==0.14.0"]
 TARGET = 0.95
-_RAN_TO_THE_END = (0, 1)
-"""pytest's status when all tests ran, whether or not they passed."""
 
 TEXT = """# Faults
 
@@ -43,20 +43,21 @@ these lines, what the broker acknowledged to the writer, and the dead letters.
 - again: handlings beyond the first one of a message, of all. Each must be explained by a fault: it was handled before
   the fault, was not committed when the fault began, and came again after it.
 - ended: the longest time from SIGTERM to the end of a member.
-- rate: messages a second after the fault, against before: the median of {rounds} rounds, each with windows of 8 s
-  ({target} is the target); the single rounds in brackets.
+- rate: messages a second of the slowest group after the fault, against before: the median of {rounds} rounds, each with
+  windows of 8 s ({target} is the target); the single rounds in brackets.
+- on: when the trial ran last; †: its rate is that of all groups together. Python {python},
+  {cores} cores shared with brokers and databases, Kafka {kafka}.
 
 No message was handled before an earlier one of its key (by key) or its partition (else), none was committed before it
 was handled, no dead letter was one that need not be, and members that ended by SIGTERM left no task and no socket: the
-trials fail otherwise.{failed}
-
-Last run: {date}, Python {python}, {cores} cores shared with the brokers, Kafka {kafka}.
-
-| trial | faults | written | groups | lost | again | put aside | ended | rate |
-|---|---|---|---|---|---|---|---|---|
+trials fail otherwise. With counts in a database two groups work effectively once, message by message and in batches:
+each adds messages to a count for each partition, and every message but those put aside must be there exactly once.
+{failed}
+| trial | faults | written | groups | lost | again | put aside | ended | rate | on |
+|---|---|---|---|---|---|---|---|---|---|
 {rows}
 
-The two rows that name a framework are the same trial with one group. FastStream {faststream} runs as it is without
+The rows that name a framework are the same trial with one group. FastStream {faststream} runs as it is without
 options: it commits every 5 s what it has fetched, whatever becomes of it, and a message whose handler raises is gone.
 """
 
@@ -91,6 +92,7 @@ def row(report: dict[str, Any]) -> str:
         report["put_aside"],
         f"{report['end_seconds']:.1f} s",
         rate,
+        report["on"],
     ]
     return f"| {' | '.join(map(str, cells))} |"
 
@@ -106,27 +108,35 @@ def main() -> int:
         }
         command = [sys.executable, "-m", "pytest", "tests/faults", *sys.argv[1:]]
         status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
-        reports = json.loads(report.read_text()) if report.exists() else []
-    if not reports:
+        found = json.loads(report.read_text()) if report.exists() else {"reports": [], "outcomes": {}}
+    if not found["outcomes"]:
         return status or 1
-    page = TEXT.format(
-        rounds=max(len(each["ratios"]) for each in reports),
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {"trials": {}, "failed": []}
+    today = f"{datetime.now(UTC).date()}"
+    for trial in found["reports"]:
+        kept["trials"][trial["trial"]] = trial | {"on": today}
+    outcomes = dict.fromkeys(kept["failed"], False) | found["outcomes"]
+    kept["failed"] = sorted(test for test, has_passed in outcomes.items() if not has_passed)
+    KEPT.write_text(json.dumps(kept, indent=1) + "\n")
+    PAGE.write_text(page(kept))
+    print(f"written: {PAGE.relative_to(ROOT)}")
+    return status
+
+
+def page(kept: dict[str, Any]) -> str:
+    """What the page says."""
+    trials = list(kept["trials"].values())
+    failed = "".join(f"\n**Did not pass when it ran last:** `{test}`\n" for test in kept["failed"])
+    return TEXT.format(
+        rounds=max((len(each["ratios"]) for each in trials), default=0),
         target=TARGET,
-        failed="" if status == 0 else " **Not all trials of this run have passed.**",
-        date=datetime.now(UTC).date(),
+        failed=failed,
         python=platform.python_version(),
         cores=os.cpu_count(),
         kafka=VERSION,
-        rows="\n".join(map(row, reports)),
+        rows="\n".join(map(row, trials)),
         faststream=FASTSTREAM,
     )
-    if sys.argv[1:] or status not in _RAN_TO_THE_END:
-        # A part of the trials, or an interrupted run, must not take the place of a whole one.
-        print(page)
-        return status
-    PAGE.write_text(page)
-    print(f"written: {PAGE.relative_to(ROOT)}")
-    return status
 
 
 if __name__ == "__main__":

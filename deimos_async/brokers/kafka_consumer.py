@@ -209,9 +209,9 @@ class KafkaConsumer:
                 async with asyncio.timeout_at(deadline):
                     await self._signal.wait()
             except TimeoutError:
-                if not self._poll.done():
+                if self._poll is not None and not self._poll.done():
                     return []
-                deadline = loop.time()
+                deadline = loop.time()  # what it brought, and a rebalance may have taken up already
 
     def _on_polled(self, _: object) -> None:
         self._signal.set()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+from sqlalchemy import event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
@@ -23,8 +27,12 @@ class Database:
         self.engine = engine
 
     @classmethod
-    def from_url(cls, url: str) -> Database:
+    def from_url(cls, url: str, *, idle_transaction_timeout: float | None = None) -> Database:
         """An engine of our own. Errors of statements do not show their parameters.
+
+        Args:
+            idle_transaction_timeout: Seconds after which PostgreSQL or MariaDB ends a transaction that nobody goes on
+                with, and its connection; None: what the server does by itself. MySQL has nothing like it.
 
         Raises:
             ConfigurationError: The URL cannot be read, has no async driver, or its driver is not installed. The text
@@ -53,12 +61,15 @@ class Database:
         else:
             options["pool_pre_ping"] = True
         try:
-            return cls(create_async_engine(parsed, **options))
+            engine = create_async_engine(parsed, **options)
         except ModuleNotFoundError as error:
             driver = parsed.get_driver_name()
             extra = extras.get(driver)
             what = f"pip install 'deimos-async[{extra}]'" if extra else f"pip install {driver}"
             raise ConfigurationError(f"{where} needs the driver {driver!r}, which is not installed: {what}") from error
+        if idle_transaction_timeout is not None and parsed.get_backend_name() != "sqlite":
+            _limit_idle_transactions(engine, idle_transaction_timeout)
+        return cls(engine)
 
     def session(self, inner: type[Session] = Session) -> AsyncSession:
         """A new session; what it loaded stays readable after the commit.
@@ -71,3 +82,27 @@ class Database:
     async def close(self) -> None:
         """Dispose of the pool."""
         await self.engine.dispose()
+
+
+def _limit_idle_transactions(engine: AsyncEngine, seconds: float) -> None:
+    """Have the server end transactions that are idle for so long, and with them the locks of a frozen process."""
+    dialect = engine.dialect.name
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def limit(connection: Any, record: Any) -> None:
+        if dialect == "postgresql":
+            milliseconds = math.ceil(seconds * 1000)
+            connection.run_async(
+                lambda driver: driver.execute(f"SET idle_in_transaction_session_timeout = {milliseconds}")
+            )
+        else:
+            connection.run_async(lambda driver: _limit_of_mariadb(driver, math.ceil(seconds)))
+
+
+async def _limit_of_mariadb(driver: Any, seconds: int) -> None:
+    async with driver.cursor() as cursor:
+        await cursor.execute("SELECT VERSION()")
+        (version,) = await cursor.fetchone()
+        if "mariadb" in version.lower():
+            await cursor.execute(f"SET SESSION idle_transaction_timeout = {seconds}")
+    await driver.rollback()

@@ -29,6 +29,7 @@ _TRANSIENT_SQLITE = ("SQLITE_BUSY", "SQLITE_LOCKED")  # and their extended codes
 
 _AWAY = frozenset(
     {
+        "25P03", "25P04",  # a transaction was idle, or took, too long: its connection is closed
         "25006",  # read_only_sql_transaction: a standby, or a primary that was demoted
         "57P01", "57P02", "57P03", "57P04", "57P05",  # shutdown, crash, starting, database dropped, idle time-out
         "1021", "1030", "1037", "1038", "1041", "1114",  # disk full, storage engine, out of memory, table full

@@ -75,6 +75,11 @@ class TopicCodec:
         self.key_decoder: Decode = self._make_key_decoder()
         self._is_plain_key = key_side is None and isinstance(key, PlainKey)
 
+    @property
+    def key(self) -> KeyConfig:
+        """How keys are made, or UNSET."""
+        return self._key_config
+
     # --- coroutines: ask the registry when they must ----------------------------------------------------------------
 
     async def encode_payload(self, payload: Any) -> bytes | None:

@@ -41,11 +41,19 @@ async def proxy(fault_kafka: ProxiedKafka) -> AsyncIterator[TcpProxy]:
         yield proxy
 
 
+outcomes: dict[str, bool] = {}
+"""Which of the tests that ran have passed."""
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    outcomes[report.nodeid] = outcomes.get(report.nodeid, True) and not report.failed
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Leave the account where `make chaos` looks for it."""
     path = os.environ.get("DEIMOS_CHAOS_REPORT")
     if path:
-        Path(path).write_text(json.dumps(reports))
+        Path(path).write_text(json.dumps({"reports": reports, "outcomes": outcomes}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

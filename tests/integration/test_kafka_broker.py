@@ -320,6 +320,33 @@ async def test_fetch_that_fails_is_not_counted_as_running_for_ever(bench: Bench)
 
 
 @pytest.mark.services("kafka")
+async def test_records_that_come_while_partitions_go_and_a_fetch_ends_by_time_are_given(bench: Bench, monkeypatch):
+    """A rebalance takes up what was fetched at the very moment at which the time of a fetch is over."""
+    await bench.create()
+    member = await bench.member().join()
+    producer = await bench.producer()
+    consumer = member.consumer
+    wait, polled = consumer._signal.wait, asyncio.Event()
+
+    async def wait_until_a_rebalance_comes_first():
+        while consumer._poll is not None and not consumer._poll.done():
+            consumer._signal.clear()
+            await wait()
+        monkeypatch.undo()
+        consumer._drop_fetched([])
+        polled.set()
+        raise TimeoutError
+
+    monkeypatch.setattr(consumer._signal, "wait", wait_until_a_rebalance_comes_first)
+    fetching = asyncio.create_task(consumer.fetch(10, DEADLINE))
+    await producer.send([OutboundRecord(bench.topic, value=b"x")])
+    async with asyncio.timeout(DEADLINE):
+        found = await fetching
+    assert polled.is_set()
+    assert [record.value for _, records in found for record in records] == [b"x"]
+
+
+@pytest.mark.services("kafka")
 async def test_commit_that_is_repeated_while_partitions_go_is_not_made_in_the_next_generation(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ):

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import random
 import signal
 import statistics
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any, Self
 
 from fault_kafka import (
@@ -27,17 +24,13 @@ from fault_kafka import (
     encode_plain,
 )
 from fault_ledger import GROUPS, Fault, Ledger, Offsets, duplicates, fate, parse_line, problems
+from fault_program import DEADLINE, FAULTS, IS_CHAOS, Program
 from fault_proxy import fault_lasts
-from planted import SECRET, check_hidden
+from planted import check_hidden
 
-FAULTS = Path(__file__).parent.parent / "faults"
-IS_CHAOS = os.environ.get("DEIMOS_CHAOS", "") == "1"
-"""Long forms: more faults, several rounds with rates, a saturated group."""
 ROUNDS = 3 if IS_CHAOS else 1
 WINDOW = 8.0
 """Seconds over which a rate is measured."""
-DEADLINE = 120.0 if IS_CHAOS else 60.0
-"""Generous: machines are shared. Nothing that passes depends on it."""
 BACKLOG = 12_000 if IS_CHAOS else 900
 SEED = 20_261_124
 SHUTDOWN_TIMEOUT = 5.0
@@ -55,89 +48,25 @@ def member_command() -> list[str]:
     return [sys.executable, str(FAULTS / "member.py")]
 
 
-class Member:
+class Member(Program):
     """One process of the group. Lines on its standard output go into the ledger as they come."""
 
     def __init__(self, name: str, trial: Trial) -> None:
-        self.name = name
-        self.said: Counter[str] = Counter()
-        """How often its log has said each of `MARKS`."""
+        super().__init__(name, changed=trial.changed, marks=MARKS)
         self.latest: dict[str, int] = {}
         """When it last handled something, by group, in nanoseconds."""
-        self.left: dict[str, Any] | None = None
-        """What it said to have left open when it ended: tasks and sockets."""
-        self.is_to_end = False
-        self.telling: list[str] = []
-        """Log lines that hold the planted secret: there must be none."""
         self._trial = trial
-        self._tail: deque[str] = deque(maxlen=100)
-
-    @property
-    def log(self) -> str:
-        """The last lines of its log."""
-        return "".join(self._tail)
 
     def works_since(self, moment: int) -> bool:
         """Whether it has handled something for every group since then."""
         return all(self.latest.get(group, 0) > moment for group in self._trial.ledger.groups)
 
-    async def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        self.process = await asyncio.create_subprocess_exec(
-            *command,
-            cwd=FAULTS,
-            env={**os.environ, **environment},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        self._reading = asyncio.gather(self._read_lines(), self._read_log())
-
-    @property
-    def has_ended(self) -> bool:
-        return self._reading.done()
-
-    async def _read_lines(self) -> None:
-        assert self.process.stdout is not None
-        rest = b""
-        # By chunks: thousands of lines come in a second, and the members share the machine with us.
-        while chunk := await self.process.stdout.read(65536):
-            *texts, rest = (rest + chunk).split(b"\n")
-            for text in texts:
-                if text.startswith(b"="):
-                    self.left = json.loads(text[1:])
-                if not text.startswith(b"+"):
-                    continue  # other frameworks log to standard output
-                line = parse_line(text.decode(), self.name)
-                self.latest[line.group] = line.at
-                self._trial.ledger.handled(line)
-            self._trial.changed()
-
-    async def _read_log(self) -> None:
-        assert self.process.stderr is not None
-        while text := await self.process.stderr.readline():
-            line = text.decode(errors="replace")
-            self._tail.append(line)
-            if SECRET in line:
-                self.telling.append(line)
-            for mark in MARKS:
-                self.said[mark] += mark in line
-            self._trial.changed()
-        self._trial.changed()
-
-    def send(self, number: signal.Signals) -> None:
-        if self.process.returncode is None:
-            self.process.send_signal(number)
-
-    async def ended(self) -> int:
-        """Wait for its end, with all it said; its exit status."""
-        async with asyncio.timeout(DEADLINE):
-            await self._reading
-            return await self.process.wait()
-
-    async def remove(self) -> None:
-        self.send(signal.SIGKILL)
-        await self._reading
-        await self.process.wait()
+    def heard(self, text: bytes) -> None:
+        """See `Program`. Other frameworks log to standard output, too."""
+        if text.startswith(b"+"):
+            line = parse_line(text.decode(), self.name)
+            self.latest[line.group] = line.at
+            self._trial.ledger.handled(line)
 
 
 class Trial:
@@ -248,7 +177,7 @@ class Trial:
     def _account(self) -> str:
         ledger = self.ledger
         done = {group: [ledger.covered(group, part) for part in range(PARTITIONS)] for group in ledger.groups}
-        logs = "\n".join(f"--- {member.name}:\n{member.log[-3000:]}" for member in self.members)
+        logs = "\n".join(f"--- {member.name}:\n{member.log[-20000:]}" for member in self.members)
         return f"acknowledged: {len(ledger.acknowledged)}; done by partition: {done}\n{logs}"
 
     async def recovered(self, *, by: Sequence[Member] | None = None) -> None:
@@ -392,7 +321,7 @@ class Trial:
         await asyncio.gather(*(self.leave(member) for member in self.members if not member.is_to_end))
         found = problems(self.ledger, fails=self._fails)
         self.report(found=found)
-        assert not found, "\n".join(found)
+        assert not found, "\n".join([*found, self._account()])
         # A partition in which nothing was written has no committed offset.
         expected = {partition: end for partition, end in ends.items() if end}
         assert await self.offsets.committed() == dict.fromkeys(self.ledger.groups, expected)

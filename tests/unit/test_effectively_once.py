@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from deimos_async import (
@@ -472,6 +473,37 @@ async def test_topic_that_was_deleted_and_made_again_stops_the_consumer(stage: S
     assert await stage.counted() == {"a": 1, "b": 1, "c": 1, "d": 1, "e": 1}
 
 
+async def test_offset_that_another_member_moves_while_a_partition_is_placed_is_not_taken_for_lost(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    """As by a member that was frozen between asking where the topic ends and reading where the group is."""
+    await stage.send("a")
+    first = stage.app()
+    counting(first, batch=False)
+    async with first.running():
+        await stage.until(committed={0: 1})
+    extents = MemoryConsumer.extents
+    is_first = True
+
+    async def late(consumer: MemoryConsumer, partitions: Any) -> Any:
+        nonlocal is_first
+        found = await extents(consumer, partitions)
+        if is_first:
+            is_first = False
+            await stage.send("b", "c")
+            await stage.store(0, next_offset=3)  # by the other member, which has handled them
+        return found
+
+    monkeypatch.setattr(MemoryConsumer, "extents", late)
+    second = stage.app()
+    counting(second, batch=False)
+    async with second.running():
+        await log.until("somebody else has moved it")
+        await stage.send("d")
+        await stage.until(committed={0: 4})
+    assert await stage.counted() == {"a": 1, "d": 1}
+
+
 async def test_row_without_topic_id_gets_it_and_goes_on(stage: Stage) -> None:
     await stage.send("a")
     first = stage.app()
@@ -510,6 +542,30 @@ async def test_database_away_is_waited_for_and_no_attempt_is_counted(tmp_path: P
     assert await stage.counted() == {"a": 1}
     assert stage.letters() == []
     await engine.dispose()
+
+
+async def test_connection_refused_by_a_server_that_starts_or_stops_is_no_attempt(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLAlchemy has no class of its own for what asyncpg raises then: it is a bare `DBAPIError`."""
+    connection = AsyncSession.connection
+    refusals = 5
+
+    async def refusing(session: AsyncSession, *arguments: Any, **options: Any) -> Any:
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            raise DBAPIError(None, None, Exception("the database system is shutting down"))
+        return await connection(session, *arguments, **options)
+
+    monkeypatch.setattr(AsyncSession, "connection", refusing)
+    app = stage.app()
+    counting(app, batch=False)
+    await stage.send("a")
+    async with app.running():
+        await stage.until(committed={0: 1})
+    assert refusals == 0
+    assert await stage.counted() == {"a": 1}
 
 
 async def test_lost_conflict_with_another_transaction_is_no_attempt(stage: Stage) -> None:
