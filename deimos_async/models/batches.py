@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from deimos_async.consuming.on_error import DeadLetter, Retry, Skip
@@ -19,6 +19,7 @@ from deimos_async.message import Message
 from deimos_async.models.binding import Binding
 from deimos_async.models.failures import Failure, batch_error, is_of_a_row, telling_surroundings
 from deimos_async.models.mapping import CREATED_AT, UPDATED_AT, Row
+from deimos_async.models.members import write_rows
 from deimos_async.models.messages import compact, groups, slices
 
 __all__ = ["BatchWriting"]
@@ -38,7 +39,7 @@ _INVALID = "deimos.batch_consumption.invalid_records"
 class BatchWriting:
     """One call with one batch.
 
-    Flow: messages that do not matter are left out; a batch is compacted, or cut into slices in which a key occurs once;
+    Flow: messages that do not matter are left out; a batch is compacted, or cut into slices in which a row occurs once;
     of each slice first the rows are written, then those that are deleted, in groups. Each write is within a savepoint,
     so that a bad row can be looked for by halving while the good ones stay.
 
@@ -71,8 +72,11 @@ class BatchWriting:
                 # It takes a savepoint outside of a transaction for the transaction; others begin one with it.
                 await ensure_begun(self._connection)
             kept = self._that_matter(messages)
-            for part in [compact(kept)] if self._consumer.compacted else slices(kept):
-                await self._write_slice(part)
+            if self._consumer.compacted:
+                await self._write_compacted(compact(kept))
+            else:
+                for part in slices(kept, self._rows_of(kept)):
+                    await self._write_slice(*self._divided(part))
             if self._failures:
                 await self._fail()
             if "post_process_batch" in binding.overridden:
@@ -105,7 +109,49 @@ class BatchWriting:
             logger.debug("%s: %d messages are not processed", self._binding.name, len(messages) - len(kept))
         return kept
 
-    async def _write_slice(self, messages: Messages) -> None:
+    async def _write_compacted(self, messages: Messages) -> None:
+        stored, removed = self._divided(messages)
+        parts = slices(messages, self._rows_of(messages)) if stored and removed else []
+        if len(parts) <= 1:
+            await self._write_slice(stored, removed)
+            return
+        # Different keys lead to one row, and writes come before deletes.
+        written, deleted = set(map(id, stored)), set(map(id, removed))
+        for part in parts:
+            await self._write_slice(
+                [message for message in part if id(message) in written],
+                [message for message in part if id(message) in deleted],
+            )
+
+    def _rows_of(self, messages: Messages) -> list[Hashable | None]:
+        """What tells the rows apart that the messages' keys lead to; None where that is not to be seen from the key."""
+        table, plan = self._binding.table, self._binding.plan()
+        rows: list[Row] = []
+        for message in messages:
+            try:
+                rows.append({} if message.key is None else {**(self._key_of(message.key) or {})})
+            except Exception:
+                # It fails again, and is told, when the message's turn comes.
+                rows.append({})
+        unfit: set[int] = set()
+        table.fit(rows, lambda index, error: unfit.add(index))
+        keys = [
+            {} if index in unfit else {name: row[name] for name in table.key_columns if name in row}
+            for index, row in enumerate(rows)
+        ]
+        try:
+            return plan.identities(keys)
+        except StatementError:
+            found: list[Hashable | None] = []
+            for key in keys:
+                try:
+                    found += plan.identities([key])
+                except StatementError:
+                    found.append(None)
+            return found
+
+    def _divided(self, messages: Messages) -> tuple[Messages, Messages]:
+        """Messages whose rows are to be stored, and those whose rows are to be deleted."""
         consumer = self._consumer
         stored: list[Message[Any]] = []
         removed: list[Message[Any]] = []
@@ -119,10 +165,14 @@ class BatchWriting:
             stored = [message for message in messages if message.payload is not None]
             if len(stored) < len(messages):
                 removed = [message for message in messages if message.payload is None]
-        for group in groups(stored, consumer.max_db_batch_size):
+        return stored, removed
+
+    async def _write_slice(self, stored: Messages, removed: Messages) -> None:
+        for group in groups(stored, self._binding.max_db_batch_size):
             await self._upsert(group)
         # A row without a key cannot be found again.
-        for group in groups([message for message in removed if message.key is not None], consumer.max_db_batch_size):
+        keyed = [message for message in removed if message.key is not None]
+        for group in groups(keyed, self._binding.max_db_batch_size):
             await self._remove(group)
 
     # --- rows --------------------------------------------------------------------------------------------------
@@ -170,6 +220,8 @@ class BatchWriting:
 
         if self._binding.version_column is not None:
             self._set_versions(entries, refuse)
+        if self._binding.import_column is not None and not needs_key:
+            self._set_import_ids(entries, refuse)
         table.fit([row for _, row in entries], refuse)
         for name in table.key_columns:
             if None not in [row.get(name) for _, row in entries]:
@@ -180,8 +232,22 @@ class BatchWriting:
                 if row.get(name) is None and (needs_key or message.key is not None):
                     what = "its key has no value" if needs_key else "neither its key nor its payload has a value"
                     refuse(index, ValueError(f"{what} for column {name!r}; override record_key or key_columns"))
-        if not refused:
+        kept = [entry for index, entry in enumerate(entries) if index not in refused] if refused else entries
+        return self._fitted_inside(kept) if self._binding.may_relate and not needs_key else kept
+
+    def _fitted_inside(self, entries: list[Entry]) -> list[Entry]:
+        """As `_fitted`, for what lies in the rows under names of relationships."""
+        associations, refused = self._binding.associations, set[int]()
+        rows = [row for _, row in entries]
+        if not associations.are_in(rows):
             return entries
+
+        def refuse(index: int, error: Exception) -> None:
+            if index not in refused:
+                refused.add(index)
+                self._refuse(entries[index][0], error)
+
+        associations.fit(rows, refuse)
         return [entry for index, entry in enumerate(entries) if index not in refused]
 
     def _set_versions(self, entries: Sequence[Entry], refuse: Callable[[int, Exception], None]) -> None:
@@ -200,6 +266,17 @@ class BatchWriting:
                 continue
             if version is None:
                 refuse(index, ValueError(f"there is no version for column {name!r}; override record_version"))
+
+    def _set_import_ids(self, entries: Sequence[Entry], refuse: Callable[[int, Exception], None]) -> None:
+        name, generate = self._binding.import_column, self._binding.associations.import_ids.generate
+        assert name is not None
+        attribute = self._binding.table.attributes.get(name, name)
+        for index, (_, row) in enumerate(entries):
+            row.pop(attribute, None)  # of two names of a column the last one counts
+            try:
+                row[name] = generate()
+            except Exception as error:
+                refuse(index, error)
 
     def _accepted(self, entries: list[Entry]) -> list[Entry]:
         """Those that `should_consume` lets through."""
@@ -229,16 +306,11 @@ class BatchWriting:
 
     async def _write_rows(self, entries: Sequence[Entry]) -> None:
         binding = self._binding
-        connection = self._connection
         rows = [row for _, row in entries]
-        if not binding.table.timestamps_from_payload or CREATED_AT not in binding.table.managed:
-            await binding.plan().write(connection, rows)
-            return
-        made_here = self._now[CREATED_AT]
-        await binding.plan(mirrors_creation=True).write(
-            connection, [row for row in rows if row[CREATED_AT] is not made_here]
-        )
-        await binding.plan().write(connection, [row for row in rows if row[CREATED_AT] is made_here])
+        if binding.may_relate and binding.associations.are_in(rows):
+            await binding.associations.write(self._connection, rows, self._now)
+        else:
+            await write_rows(self._connection, binding.table, binding.plan, rows, self._now)
 
     async def _remove(self, messages: Messages) -> None:
         if "deleted_query" in self._binding.overridden:
@@ -259,11 +331,15 @@ class BatchWriting:
         plan, connection = binding.plan(), self._connection
         keys = [row for _, row in entries]
         version = binding.version_column
+        associations = binding.associations
         if version is None:
+            await associations.remove_below(connection, keys)
             await plan.delete(connection, keys)
             return
         now = {name: moment for name, moment in binding.table.now().items() if name == UPDATED_AT}
-        await plan.delete(connection, keys, versions=[row[version] for row in keys], values=now)
+        mark = associations.deletion_mark()
+        await plan.delete(connection, keys, versions=[row[version] for row in keys], values={**now, **mark})
+        await associations.remove_below_marked(connection, mark)
 
     async def _delete_by_query(self, entries: Sequence[Entry]) -> None:
         statement = self._consumer.deleted_query([message for message, _ in entries])

@@ -6,16 +6,19 @@ import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any
 
 from sqlalchemy import Table
-from sqlalchemy.engine.default import DefaultDialect
 
 from deimos_async.consuming.consumer import Circumstances
 from deimos_async.database.upserts import UpsertPlan, upsert_plan
 from deimos_async.database.upserts.driver import DRIVERS
 from deimos_async.errors import ConfigurationError
 from deimos_async.events import EventBus
+from deimos_async.models.association_settings import associations_of, model_table
+from deimos_async.models.associations import Associations
+from deimos_async.models.classes import model_of
+from deimos_async.models.hooks import ask, named_columns, setting, takes
 from deimos_async.models.mapping import CREATED_AT, ModelTable, mapped
 from deimos_async.models.values import EPOCH_UNITS
 from deimos_async.schemas.coercion import as_mapping
@@ -46,8 +49,8 @@ _HOOKS = {
 _ASYNC = frozenset({"pre_process", "post_process_batch", "fetch_record", "destroy_record"})
 _BATCH_HOOKS = ("columns", "record_version", "pre_process", "deleted_query", "post_process_batch")
 _MESSAGE_HOOKS = ("fetch_record", "assign_key", "destroy_record")
-_MISSING = ("bulk_import_id_column", "bulk_import_id_generator", "replace_associations", "save_associations_first")
-"""Settings of Deimos's model consumers that this version lacks."""
+_TAKE_MODEL = frozenset({"key_columns", "columns"})
+"""Hooks that may take one argument more: the class whose columns are asked for."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,6 +62,10 @@ class Binding:
         overridden: Names of the hooks that the class has defined itself.
         commits_part: Whether what could be written of a batch is committed although other messages failed.
         columns: Columns that a stored row gets; None: all.
+        associations: How rows of other tables are written with the model's.
+        may_relate: Whether messages of batches can have such rows at all.
+        import_column: Key of the model's column for them; None: it has none.
+        max_db_batch_size: Most rows written at once; None: no limit.
     """
 
     name: str
@@ -71,9 +78,13 @@ class Binding:
     deleted_column: str | None = None
     tombstone_values: Mapping[str, Any] = field(default_factory=dict)
     columns: tuple[str, ...] | None = None
+    associations: Associations = field(init=False)
+    may_relate: bool = False
+    import_column: str | None = None
+    max_db_batch_size: int | None = None
     _plans: dict[bool, UpsertPlan] = field(default_factory=dict)
 
-    def plan(self, *, mirrors_creation: bool = False) -> UpsertPlan:
+    def plan(self, mirrors_creation: bool = False) -> UpsertPlan:
         """How rows are written.
 
         Made with the first batch, not at start: types may depend on what the server says when it is connected to.
@@ -93,13 +104,16 @@ class Binding:
         return upsert_plan(
             table.table,
             table.key_columns,
-            None if self.columns is None else (*self.columns, *table.managed),
+            None if self.columns is None else (*self.columns, *table.managed, *self._own_columns()),
             dialect=self.dialect,
             insert_only=(CREATED_AT,) if keeps_creation else (),
             version_column=self.version_column,
             deleted_column=self.deleted_column,
             tombstone_values=self.tombstone_values or None,
         )
+
+    def _own_columns(self) -> tuple[str, ...]:
+        return () if self.import_column is None else (self.import_column,)
 
     def version_of(self, payload: Any) -> Any:
         """The payload's value of the version's column; None if it has none."""
@@ -133,6 +147,20 @@ def bind(consumer: Any, base: type, circumstances: Circumstances) -> None:
         commits_part=cls.batch_message_fallback and circumstances.delivery != "effectively_once",
     )
     _decide_columns(consumer, binding, circumstances, problems)
+    binding.may_relate = bool(table.relations) and bool(overridden & {"record_attributes", "record_key"})
+    binding.associations = associations = associations_of(
+        consumer,
+        base,
+        circumstances,
+        problems,
+        table=table,
+        columns=binding.columns,
+        plan=binding.plan,
+        reserved={*table.managed, binding.version_column, binding.deleted_column},
+        relates=binding.may_relate,
+    )
+    binding.import_column = associations.root.import_column
+    binding.max_db_batch_size = setting(cls, circumstances, "max_db_batch_size")
     if not problems and circumstances.dialect is not None and (circumstances.batch or _has_bulk_writes(circumstances)):
         try:
             binding.make_plan()
@@ -156,7 +184,7 @@ def _has_bulk_writes(circumstances: Circumstances) -> bool:
 
 def _table(consumer: Any, base: type, circumstances: Circumstances, problems: list[str]) -> ModelTable | None:
     cls = type(consumer)
-    model = _model(cls, base)
+    model = model_of(cls, base)
     if model is None:
         problems.append(f"it names no model; derive it from ModelConsumer[Model], not from {base.__name__} alone")
         return None
@@ -170,32 +198,25 @@ def _table(consumer: Any, base: type, circumstances: Circumstances, problems: li
         return None
     if problems:
         return None
-    return ModelTable(
-        mapper,
-        circumstances.dialect or DefaultDialect(),
-        epoch_unit=cls.epoch_unit,
-        truncate=cls.truncate_columns,
-        timestamps_from_payload=cls.timestamps_from_payload,
-    )
-
-
-def _model(cls: type, base: type) -> Any:
-    """What stands in the brackets of `ModelConsumer[...]`, of the class or of the nearest one it derives from."""
-    for owner in cls.__mro__:
-        for written in owner.__dict__.get("__orig_bases__", ()):
-            origin = get_origin(written)
-            if isinstance(origin, type) and issubclass(origin, base):
-                found = get_args(written)[0]
-                if not isinstance(found, TypeVar):
-                    return found
-    return None
+    return model_table(cls, mapper, circumstances)
 
 
 def _check_settings(cls: Any, circumstances: Circumstances) -> Iterator[str]:
     for name in ("compacted", "batch_message_fallback", "truncate_columns", "timestamps_from_payload"):
         if not isinstance(getattr(cls, name), bool):
             yield f"{name}={getattr(cls, name)!r} is not possible; True or False"
-    size = cls.max_db_batch_size
+    for name in ("replace_associations", "save_associations_first"):
+        if not isinstance(setting(cls, circumstances, name), bool):
+            yield f"{name}={setting(cls, circumstances, name)!r} is not possible; True or False"
+    column = setting(cls, circumstances, "bulk_import_id_column")
+    if column is not None and not (isinstance(column, str) and column):
+        yield f"bulk_import_id_column={column!r} is not possible; the name of a column, or None"
+    if setting(cls, circumstances, "save_associations_first") is True and cls.version_column is not None:
+        yield (
+            "version_column and save_associations_first exclude each other: rows that others belong to have no "
+            "version, and an older message would overwrite them"
+        )
+    size = setting(cls, circumstances, "max_db_batch_size")
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         yield f"max_db_batch_size={size!r} is not possible; a whole number of at least 1, or None"
     if cls.epoch_unit not in EPOCH_UNITS:
@@ -208,9 +229,6 @@ def _check_settings(cls: Any, circumstances: Circumstances) -> Iterator[str]:
             yield f"{name} needs batch mode; declare batch=True"
     if not isinstance(cls.tombstone_values, Mapping):
         yield f"tombstone_values={cls.tombstone_values!r} is not possible; a mapping of columns to values"
-    for name in _MISSING:
-        if getattr(cls, name, None):
-            yield f"this version does not have {name}"
 
 
 def _check_hooks(consumer: Any, base: type) -> Iterator[str]:
@@ -221,9 +239,7 @@ def _check_hooks(consumer: Any, base: type) -> Iterator[str]:
             continue
         if inspect.iscoroutinefunction(hook) is not (name in _ASYNC):
             yield f"{name} must be {'async def' if name in _ASYNC else 'a plain method, not async def'}"
-        try:
-            inspect.signature(hook).bind(*[None] * count)
-        except TypeError:
+        if not takes(hook, count) and not (name in _TAKE_MODEL and takes(hook, count + 1)):
             wanted = ", ".join(inspect.signature(getattr(base, name)).parameters)
             yield f"{name} is called with other arguments than it takes; write it as {name}({wanted})"
 
@@ -233,14 +249,7 @@ def _decide_columns(consumer: Any, binding: Binding, circumstances: Circumstance
     table, cls = binding.table, type(consumer)
 
     def keys(option: str, names: Any) -> list[str]:
-        if isinstance(names, str) or not isinstance(names, Sequence):
-            problems.append(f"{option} must be a list of names of columns, not {type(names).__name__}")
-            return []
-        unknown = [name for name in names if name not in table.names]
-        if unknown:
-            what = ", ".join(map(repr, unknown))
-            problems.append(f"{option} names {what}, and table {table.table.fullname!r} has no such column")
-        return [table.names[name] for name in names if name in table.names]
+        return named_columns(table, option, names, problems)
 
     def key(option: str) -> str | None:
         name = getattr(cls, option)
@@ -250,9 +259,10 @@ def _decide_columns(consumer: Any, binding: Binding, circumstances: Circumstance
     binding.tombstone_values = dict(
         zip(keys("tombstone_values", list(cls.tombstone_values)), cls.tombstone_values.values(), strict=False)
     )
-    key_columns = keys("key_columns()", consumer.key_columns())
-    if "columns" in binding.overridden:
-        binding.columns = tuple(keys("columns()", consumer.columns()))
+    names = ask(consumer, "key_columns", table.model, is_own=True)
+    key_columns = list(table.key_columns) if names is None else keys("key_columns()", names)
+    if "columns" in binding.overridden and (names := ask(consumer, "columns", table.model, is_own=True)) is not None:
+        binding.columns = tuple(keys("columns()", names))
     deletes = not binding.overridden & {"delete_record", "deleted_query"}
     if binding.version_column is not None and binding.deleted_column is None and deletes:
         problems.append(

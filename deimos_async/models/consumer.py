@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
 from sqlalchemy import select
@@ -40,6 +40,8 @@ class ModelConsumer(Consumer, Generic[Model]):
     row. `created_at` and `updated_at`, where they are columns of date and time, are set here: the one when a row is
     made, the other each time.
 
+    A row that is deleted takes along what belongs to it by relationships whose `cascade` says so.
+
     Source: Deimos 2.6, ActiveRecordConsumer. Differs: messages without a key are never compacted; columns that the
     payload does not speak of are left alone in batch mode too; deletes go by the key columns, whatever they are;
     hooks get whole messages; of a batch in which some messages fail, these alone go the way of `on_error`.
@@ -65,9 +67,24 @@ class ModelConsumer(Consumer, Generic[Model]):
     tombstone_values: ClassVar[Mapping[str, Any]] = {}
     """With `deleted_column`: values of marked rows for columns that may not be NULL and have no default."""
     truncate_columns: ClassVar[bool] = False
-    """Whether text is cut to the length of its column (`String(n)`), instead of failing."""
+    """Whether text is cut to the length of its column (`String(n)`), instead of failing. Keys are never cut."""
     timestamps_from_payload: ClassVar[bool] = False
     """Whether `created_at` and `updated_at` are the payload's, where it has them."""
+    bulk_import_id_column: ClassVar[str | None] = "bulk_import_id"
+    """Column that gets a new value with each write of a row in batch mode, in every table that has it; None: no column.
+
+    By it rows are found again that have no other key, and those are told from others that `replace_associations`
+    removes. It may be text or a UUID, and NULL.
+    """
+    bulk_import_id_generator: ClassVar[Callable[[], Any] | None] = None
+    """Makes values of that column; None: random UUIDs, as text."""
+    replace_associations: ClassVar[bool] = True
+    """Whether rows that belong to a row are removed if a message gives others under the relationship's name.
+
+    What a message does not name stays, and an empty list removes all. False: rows are only added and changed.
+    """
+    save_associations_first: ClassVar[bool] = False
+    """Whether messages may have rows that a row belongs to (many-to-one), which are written before it."""
     epoch_unit: ClassVar[EpochUnit] = "seconds"
     """What a plain number means in a column of date and time: `"seconds"`, `"milliseconds"`, `"microseconds"`.
 
@@ -81,6 +98,10 @@ class ModelConsumer(Consumer, Generic[Model]):
     def record_attributes(self, payload: Any, key: Any) -> Mapping[str, Any] | None:
         """Values of columns for a message; None: the message is left out.
 
+        Rows of other tables may lie under names of relationships: a list of dicts, or one dict where there is only one.
+        They are written in the same transaction, with their foreign keys; see `replace_associations` and
+        `save_associations_first`. They may have such rows in turn.
+
         Default: the payload's fields that are columns, but for `created_at` and `updated_at` unless
         `timestamps_from_payload`. The payload of a message that is no delete is `{}` if it has none.
         """
@@ -89,22 +110,24 @@ class ModelConsumer(Consumer, Generic[Model]):
     def record_key(self, key: Any) -> Mapping[str, Any]:
         """Values of columns that a message's key says; in batch mode they go before those of the payload.
 
-        Called for messages with a key. Default: the fields of a mapping by their names; a single value is that of the
-        field of `Key.field` where the table has such a column, else of the only key column.
+        Called for messages with a key, at times twice. Default: the fields of a mapping by their names; a single value
+        is that of the field of `Key.field` where the table has such a column, else of the only key column.
         """
         return self._binding.table.key_values(key)
 
     def key_columns(self) -> Sequence[str]:
         """Columns by which a row is found: the primary key, or others on which a unique index is declared.
 
-        Asked once, at start. No columns at all: each message becomes a row of its own.
+        Asked once, at start. No columns at all: each message becomes a row of its own. A hook that takes the argument
+        `model` is asked for each class whose rows may lie in others, too; None: they are found by their primary key, or
+        by the unique index that has their foreign key, or the only one.
         """
         return self._binding.table.key_columns
 
     def columns(self) -> Sequence[str]:
         """Columns that a stored row gets from a message, as far as the message speaks of them. Default: all.
 
-        Asked once, at start. Others are written in new rows only.
+        Asked once, at start, and for other classes as `key_columns`. Others are written in new rows only.
         """
         return list(self._binding.table.table.columns.keys())
 
@@ -156,13 +179,14 @@ class ModelConsumer(Consumer, Generic[Model]):
         found = await session.execute(
             select(table.model).where(*(table.column(name) == values[name] for name in table.key_columns))
         )
-        record: Model | None = found.scalar_one_or_none()
+        record: Model | None = found.unique().scalar_one_or_none()
         return record
 
     def assign_key(self, record: Model, payload: Any, key: Any) -> None:
         """Message mode: give a new object its key, before its other values. Default: what `record_key` says."""
         if key is not None:
-            self._binding.table.assign(record, *self._binding.table.split(self.record_key(key)))
+            columns, others, _ = self._binding.table.split(self.record_key(key))
+            self._binding.table.assign(record, columns, others)
 
     async def destroy_record(self, session: AsyncSession, record: Model) -> None:
         """Message mode: delete a stored object. Default: `session.delete`."""
@@ -193,7 +217,8 @@ class ModelConsumer(Consumer, Generic[Model]):
 
     def _prepare(self, circumstances: Circumstances) -> Sequence[MetaData]:
         bind(self, ModelConsumer, circumstances)
-        return (self._binding.table.table.metadata,)
+        table = self._binding.table
+        return tuple({table.table.metadata, *(relation.table.metadata for relation in table.relations.values())})
 
     @property
     def _binding(self) -> Binding:

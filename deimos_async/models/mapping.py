@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Column, Delete, Table, delete, inspect, tuple_, types
+from sqlalchemy import Column, ColumnElement, Delete, Table, delete, inspect, tuple_, types
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import Mapper
 
+from deimos_async.models.relations import relations_of
 from deimos_async.models.values import REFUSALS, Conversion, EpochUnit, conversion, unfit
 from deimos_async.schemas.coercion import as_mapping
 
@@ -59,6 +60,8 @@ class ModelTable:
     Attributes:
         key_columns: Columns by which rows are found.
         managed: Those of `created_at` and `updated_at` that the consumer sets itself.
+        relations: Relationships under whose names rows of other tables may lie.
+        unusable: Other relationships, and why they cannot be used so.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class ModelTable:
         )
         self._zoned = frozenset(name for name in self.managed if getattr(self.column(name).type, "timezone", False))
         self.timestamps_from_payload = timestamps_from_payload
+        self.relations, self.unusable = relations_of(mapper)
         self.constants: Row = {}
         """What every row has: the class's own name, where one table has several classes."""
         if mapper.polymorphic_on is not None and mapper.polymorphic_on.key in table.columns:
@@ -100,6 +104,13 @@ class ModelTable:
             for column in table.columns
             if (found := conversion(column.type, dialect, epoch_unit=epoch_unit, truncate=truncate)) is not None
         }
+        self._uncut: dict[str, Conversion] = {}
+        if truncate:
+            for column in table.columns:
+                found = conversion(column.type, dialect, epoch_unit=epoch_unit)
+                if found is not None:
+                    self._uncut[column.key] = found
+            self.keep_whole(column.key for column in table.columns if column.primary_key or column.foreign_keys)
         self._picks: dict[tuple[Any, ...], tuple[str, ...] | None] = {}
         self._shapes: dict[tuple[Any, ...], _Shape] = {}
         self._key_field: str | None = None
@@ -113,8 +124,15 @@ class ModelTable:
             others: Columns with a use of their own, which are not managed whatever they are called.
         """
         self.key_columns = tuple(key_columns)
+        self.keep_whole(key_columns)
         self._key_field = None if key_field is None else self.names.get(key_field)
         self.managed -= {*key_columns, *others}
+
+    def keep_whole(self, names: Iterable[str]) -> None:
+        """Never cut texts of these columns, by which rows are found: of two long keys each would be the other's row."""
+        for name in names:
+            if name in self._uncut:
+                self._conversions[name] = self._uncut[name]
 
     def column(self, name: str) -> Column[Any]:
         """The column of that key."""
@@ -248,20 +266,27 @@ class ModelTable:
         return found
 
     def _make_shape(self, names: tuple[str, ...]) -> _Shape:
-        unknown = [name for name in names if name not in self.names]
-        if unknown:
-            related = set(self.mapper.relationships.keys())
-            text = f"table {self.table.fullname!r} has no column {', '.join(map(repr, unknown))}"
-            if related.intersection(unknown):
-                text += "; rows of relationships cannot be written in this version"
-            return _Shape((), {}, (), text)
-        chosen = {self.names[name]: name for name in names}
+        problem = self.problem(names)
+        if problem is not None:
+            return _Shape((), {}, (), problem)
+        of_columns = [name for name in names if name in self.names]
+        chosen = {self.names[name]: name for name in of_columns}
         return _Shape(
-            tuple(name for name in names if chosen[self.names[name]] != name),
+            tuple(name for name in of_columns if chosen[self.names[name]] != name),
             {name: key for key, name in chosen.items() if name != key},
             tuple((key, self._conversions[key]) for key in chosen if key in self._conversions),
             None,
         )
+
+    def problem(self, names: Collection[str]) -> str | None:
+        """Why a row cannot have these names; None: it can."""
+        unknown = [name for name in names if name not in self.names and name not in self.relations]
+        if not unknown:
+            return None
+        refused = [self.unusable[name] for name in unknown if name in self.unusable]
+        if refused:
+            return "; ".join(refused)
+        return f"table {self.table.fullname!r} has no column {', '.join(map(repr, unknown))}"
 
     def without_key(self, row: Mapping[str, Any]) -> list[str]:
         """Key columns for which a row has no value."""
@@ -281,22 +306,26 @@ class ModelTable:
         moment = datetime.now(UTC)
         return {name: moment if name in self._zoned else moment.replace(tzinfo=None) for name in self.managed}
 
-    def split(self, values: Mapping[str, Any] | None) -> tuple[Row, dict[str, Any]]:
-        """Values of an object: those of columns as a row that fits, and those of other attributes of its class.
+    def split(self, values: Mapping[str, Any] | None) -> tuple[Row, dict[str, Any], dict[str, Any]]:
+        """Values of an object: those of columns as a row that fits, those of other attributes of its class, and those
+        under names of relationships as they are.
 
         Raises:
             ValueError: A value does not fit its column, or there is no such attribute.
         """
         columns: Row = {}
         others: dict[str, Any] = {}
+        related: dict[str, Any] = {}
         for name, value in (values or {}).items():
             if name in self.names:
                 columns[name] = value
-            elif name in self.mapper.relationships or not hasattr(self.model, name):
-                raise ValueError(self._make_shape((name,)).problem)
+            elif name in self.relations:
+                related[name] = value
+            elif name in self.unusable or not hasattr(self.model, name):
+                raise ValueError(self.problem((name,)))
             else:
                 others[name] = value
-        return self.fit_one(columns), others
+        return self.fit_one(columns), others, related
 
     def assign(self, record: Any, columns: Row, others: Mapping[str, Any]) -> None:
         """Set attributes of an object to what `split` gave."""
@@ -306,6 +335,14 @@ class ModelTable:
             setattr(record, name, value)
 
     # --- statements --------------------------------------------------------------------------------------------
+
+    def of_class(self) -> ColumnElement[bool] | None:
+        """What is true of the rows of the model's class, where one table has several classes; None: of all."""
+        mapper = self.mapper
+        if not mapper.single or mapper.polymorphic_on is None:
+            return None
+        identities = [inner.polymorphic_identity for inner in mapper.self_and_descendants]
+        return self.column(str(mapper.polymorphic_on.key)).in_(identities)
 
     def delete_statement(self, keys: Sequence[Mapping[str, Any]]) -> Delete:
         """Delete the rows of these keys; each has all key columns."""

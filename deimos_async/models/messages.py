@@ -40,19 +40,22 @@ def compact(messages: Sequence[M]) -> list[M]:
     return kept
 
 
-def slices(messages: Sequence[M]) -> list[list[M]]:
-    """Messages cut so that each slice has a key once, in order: A1 A2 B1 C1 C2 C3 -> [A1 B1 C1], [A2 C2], [C3].
+def slices(messages: Sequence[M], rows: Sequence[Hashable | None]) -> list[list[M]]:
+    """Messages cut so that each slice has a row once, in order: A1 A2 B1 C1 C2 C3 -> [A1 B1 C1], [A2 C2], [C3].
 
     Messages without a key share the first slice: nothing comes before or after another of them.
+
+    Args:
+        rows: Which row each message's key leads to, as different keys may lead to one; None: the key itself tells.
     """
     found: list[list[M]] = []
     counts: dict[Hashable, int] = {}
-    for message in messages:
+    for message, row in zip(messages, rows, strict=True):
         key = message.key
         if key is None:
             number = 0
         else:
-            identity = _identity(key)
+            identity = (False, _identity(key)) if row is None else (True, row)
             number = counts.get(identity, 0)
             counts[identity] = number + 1
         if number == len(found):

@@ -7,7 +7,6 @@ import enum
 import pickle
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -15,10 +14,11 @@ from typing import Any, ClassVar
 
 import pytest
 import sqlalchemy as sa
+from model_place import MARIADB, POSTGRESQL, Place, message, opened
 from sqlalchemy import exc
 from sqlalchemy.dialects import mysql, postgresql
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, MappedAsDataclass, mapped_column
 
 from deimos_async import (
     BatchWriteError,
@@ -32,119 +32,14 @@ from deimos_async import (
     OnError,
     Skip,
 )
-from deimos_async.brokers.memory import MemoryRecord
-from deimos_async.consuming.consumer import Circumstances
-from deimos_async.consuming.handling import build_call
-from deimos_async.database.engines import Database
-from deimos_async.events import Event, EventBus
-from deimos_async.message import OutboundRecord
-from deimos_async.specs import handler_spec
+from deimos_async.events import Event
 from deimos_async.testing import DeimosHarness
-from deimos_async.topics import Backoff, KeyConfig
+from deimos_async.topics import Backoff
 
 DEADLINE = 30.0
 """Seconds after which a wait has failed."""
 
-POSTGRESQL = pytest.param("postgresql", marks=pytest.mark.services("postgres"))
-MARIADB = pytest.param("mariadb", marks=pytest.mark.services("mariadb"))
-
 TODAY = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
-
-
-def message(key: Any, payload: Any = None, *, offset: int = 0) -> Message[Any]:
-    raw_key = None if key is None else repr(key).encode()
-    raw_payload = None if payload is None else repr(payload).encode()
-    record = MemoryRecord(OutboundRecord("widgets", raw_key, raw_payload), 0, offset, 1_700_000_000_000)
-    return Message(record, key, payload)
-
-
-class Place:
-    """A database, with models whose tables are dropped at the end."""
-
-    def __init__(self, engine: AsyncEngine, name: str) -> None:
-        self.engine = engine
-        self.name = name
-        self.base: Any = type("Base", (DeclarativeBase,), {"metadata": sa.MetaData()})
-        self.events = EventBus()
-
-    @property
-    def kind(self) -> str:
-        return self.engine.dialect.name
-
-    async def model(self, *parts: Any, table: str = "", **columns: Any) -> Any:
-        """A new mapped class with its table."""
-        name = f"{self.name}{table}"
-        made = type(f"Widget{table}", (self.base,), {"__tablename__": name, "__table_args__": tuple(parts), **columns})
-        async with self.engine.begin() as connection:
-            await connection.run_sync(self.base.metadata.create_all)
-        return made
-
-    async def widgets(self) -> Any:
-        """The usual model."""
-        return await self.model(
-            id=mapped_column(sa.Integer, primary_key=True, autoincrement=False),
-            name=mapped_column(sa.String(20)),
-            note=mapped_column(sa.String(20), default="dflt"),
-            some_int=mapped_column(sa.Integer),
-            created_at=mapped_column(sa.DateTime(timezone=True)),
-            updated_at=mapped_column(sa.DateTime(timezone=True)),
-        )
-
-    async def rows(self, model: Any, *columns: str) -> list[tuple[Any, ...]]:
-        """All rows, in the order of the first column."""
-        chosen = [getattr(model, name) for name in columns]
-        async with AsyncSession(self.engine) as session:
-            found = await session.execute(sa.select(*chosen).order_by(chosen[0]))
-            return [tuple(row) for row in found]
-
-    async def add(self, *records: Any) -> None:
-        async with AsyncSession(self.engine) as session:
-            session.add_all(records)
-            await session.commit()
-
-    def consumer(
-        self, cls: type[ModelConsumer[Any]], *, batch: bool = True, key: KeyConfig | None = None, delivery: Any = None
-    ) -> Any:
-        """What the dispatcher calls with a batch or a message."""
-        instance = cls()
-        instance._prepare(
-            Circumstances(
-                name=cls.__name__,
-                key=key or Key.plain(),
-                batch=batch,
-                delivery=delivery or "at_least_once",
-                dialect=self.engine.dialect,
-                events=self.events,
-            )
-        )
-        method = instance.consume_batch if batch else instance.consume_message
-        spec = handler_spec(method, batch=batch, name=cls.__name__)
-        call = build_call(spec, open_session=Database(self.engine).session, owner=self)
-        if not batch:
-            return call
-
-        async def call_with(*messages: Message[Any]) -> None:
-            await call(list(messages))
-
-        return call_with
-
-    def told(self, *names: str) -> list[Event]:
-        """Events of these names from now on."""
-        found: list[Event] = []
-        for name in names:
-            self.events.subscribe(name, found.append)
-        return found
-
-
-@asynccontextmanager
-async def opened(url: str, name: str, **options: Any) -> AsyncIterator[Place]:
-    place = Place(create_async_engine(url, **options), name)
-    try:
-        yield place
-    finally:
-        async with place.engine.begin() as connection:
-            await connection.run_sync(place.base.metadata.drop_all)
-        await place.engine.dispose()
 
 
 @pytest.fixture(params=["sqlite", POSTGRESQL, MARIADB])
@@ -265,6 +160,58 @@ async def test_uncompacted_messages_take_effect_one_after_the_other(place: Place
     assert [row[:2] for row in found] == [(2, "b1"), (3, "c3")]
     assert [aware(row[2]) > TODAY for row in found] == [True, False]
     assert [aware(row[3]) > TODAY for row in found] == [True, True]
+
+
+@pytest.mark.parametrize("compact", [True, False])
+async def test_different_keys_of_one_row_take_effect_in_their_order(place: Place, compact: bool) -> None:
+    widget = await place.widgets()
+
+    class Save(ModelConsumer[widget]):  # type: ignore[valid-type]
+        compacted = compact
+
+    await place.consumer(Save)(
+        message("01"), message("1", {"name": "a"}),  # delete, write
+        message("02", {"name": "b"}), message("2"),  # write, delete
+        message("3", {"name": "c1"}), message("03", {"name": "c2"}), message("003", {"name": "c3"}),
+        message("4"), message("4", {"name": "d"}),
+    )  # fmt: skip
+    assert await place.rows(widget, "id", "name") == [(1, "a"), (3, "c3"), (4, "d")]
+
+
+@pytest.mark.parametrize("compact", [True, False])
+async def test_key_that_is_no_key_fails_alone_among_deletes(place: Place, compact: bool) -> None:
+    widget = await place.widgets()
+
+    class Save(ModelConsumer[widget]):  # type: ignore[valid-type]
+        compacted = compact
+
+        def record_key(self, key: Any) -> Any:
+            if key == "raises":
+                raise ValueError(key)
+            return {"id": key}
+
+    with pytest.raises(BatchWriteError) as caught:
+        await place.consumer(Save)(
+            message("x"), message("raises"), message("raises", {"name": "a"}), message("1"), message(1, {"name": "a"})
+        )
+    failed = {failure.key for failure, _ in caught.value.failures}
+    assert failed == {"x", "raises"}
+    assert await place.rows(widget, "id", "name") == [(1, "a")]
+
+
+@pytest.mark.parametrize("batch", [True, False])
+async def test_zero_is_a_key_like_others_where_the_database_counts(place: Place, batch: bool) -> None:
+    widget = await place.model(id=mapped_column(sa.Integer, primary_key=True), name=mapped_column(sa.String(20)))
+
+    class Save(ModelConsumer[widget]):  # type: ignore[valid-type]
+        pass
+
+    save = place.consumer(Save, batch=batch)
+    for given in (message(7, {"name": "seven"}), message(0, {"name": "a"}), message(0, {"name": "b"})):
+        await save(given)
+    assert await place.rows(widget, "id", "name") == [(0, "b"), (7, "seven")]
+    await save(message(0))
+    assert await place.rows(widget, "id") == [(7,)]
 
 
 def aware(moment: datetime) -> datetime:
@@ -574,6 +521,29 @@ async def test_message_creates_changes_and_deletes_its_row(place: Place, key: An
     assert await place.rows(widget, "id") == []
 
 
+@pytest.mark.services("mariadb")
+@pytest.mark.parametrize("batch", [True, False])
+async def test_connection_is_given_back_as_it_was_after_a_zero(mariadb_url: str, unique_name: str, batch: bool) -> None:
+    async with opened(mariadb_url, unique_name, pool_size=1, max_overflow=0) as place:
+        widget = await place.model(id=mapped_column(sa.Integer, primary_key=True), name=mapped_column(sa.String(3)))
+
+        class Save(ModelConsumer[widget]):  # type: ignore[valid-type]
+            pass
+
+        async def connection_and_mode() -> Any:
+            async with place.engine.connect() as connection:
+                return (await connection.exec_driver_sql("SELECT CONNECTION_ID(), @@SESSION.sql_mode")).one()
+
+        before = await connection_and_mode()
+        save = place.consumer(Save, batch=batch)
+        with pytest.raises(BatchWriteError if batch else exc.DBAPIError):
+            await save(message(0, {"name": "too long"}))
+        assert await connection_and_mode() == before
+        await save(message(0, {"name": "a"}))
+        assert await connection_and_mode() == before
+        assert await place.rows(widget, "id", "name") == [(0, "a")]
+
+
 async def test_message_finds_its_row_by_other_columns(place: Place) -> None:
     widget = await in_two_parts(place)
 
@@ -801,6 +771,31 @@ async def test_text_is_cut_where_the_class_says_so(place: Place, batch: bool) ->
 
     await place.consumer(Save, batch=batch)(message(1, {"short": "äöüßéabc", "long": "x" * 300}))
     assert await place.rows(widget, "id", "short", "long") == [(1, "äöüßé", "x" * 300)]
+
+
+@pytest.mark.parametrize("batch", [True, False])
+async def test_keys_are_never_cut_as_two_would_be_one_row(place: Place, batch: bool) -> None:
+    widget = await place.model(
+        id=mapped_column(sa.Integer, primary_key=True),
+        code=mapped_column(sa.String(5), unique=True, nullable=False),
+        name=mapped_column(sa.String(5)),
+    )
+
+    class Save(ModelConsumer[widget]):  # type: ignore[valid-type]
+        truncate_columns = True
+
+        def key_columns(self) -> list[str]:
+            return ["code"]
+
+    save = place.consumer(Save, batch=batch)
+    await save(message("abcde", {"name": "abcdefg"}))
+    if place.kind == "sqlite":  # it does not mind the length
+        await save(message("abcdef", {"name": "other"}))
+        assert await place.rows(widget, "code", "name") == [("abcde", "abcde"), ("abcdef", "other")]
+        return
+    with pytest.raises(BatchWriteError if batch else exc.DBAPIError):
+        await save(message("abcdef", {"name": "other"}))
+    assert await place.rows(widget, "code", "name") == [("abcde", "abcde")]
 
 
 @pytest.mark.parametrize(

@@ -12,18 +12,21 @@ Warnings are not fetched: that a value is cut silently is excluded by the server
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
 
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deimos_async.database.upserts.driver import DriverConnection
 from deimos_async.database.upserts.shapes import Field, Shape
 
-__all__ = ["MysqlStatement", "MysqlWriter"]
+__all__ = ["MysqlStatement", "MysqlWriter", "zero_as_value"]
 
 _CHUNK_BYTES = 1 << 20
 """Most bytes of one statement: more gains nothing, and the server parses a statement in one piece."""
@@ -112,6 +115,22 @@ class MysqlWriter:
         room = await self._packet(link)
         if shape.keys:
             await link.connection.exec_driver_sql("SET @deimos_stale = 0, @deimos_other = 0")
+        gives_zero = any(
+            field.column.table.autoincrement_column is field.column and 0 in column
+            for column, field in zip(columns, shape.fields, strict=True)
+        )
+        async with zero_as_value(link.connection) if gives_zero else nullcontext():
+            await self._insert(link, statement, shape, columns, room)
+        return await self._judge(link, statement, shape) if shape.keys else 0
+
+    async def _insert(
+        self,
+        link: DriverConnection,
+        statement: MysqlStatement,
+        shape: Shape,
+        columns: Sequence[list[Any]],
+        room: int,
+    ) -> None:
         async with link.translating(statement.head):
             escape = link.driver.escape
             tail = self._tail(statement, shape, escape)
@@ -122,7 +141,6 @@ class MysqlWriter:
             rows = (f"({','.join(row)})" for row in zip(*values, strict=False))
             for chunk in self._chunks(rows, room - _size(statement.head) - _size(tail)):
                 await link.driver.query(f"{statement.head}{chunk}{tail}")
-        return await self._judge(link, statement, shape) if shape.keys else 0
 
     def _tail(self, statement: MysqlStatement, shape: Shape, escape: Callable[[Any], str]) -> str:
         before, last = statement.tail
@@ -201,6 +219,23 @@ class MysqlWriter:
         return family(statement, None, driver_family(number, text), hide_parameters=True)
 
 
+@asynccontextmanager
+async def zero_as_value(connection: AsyncConnection) -> AsyncIterator[None]:
+    """Have MySQL and MariaDB store a 0 in an AUTO_INCREMENT column, for which they make a new number otherwise.
+
+    A row of key 0 would become one more row, with another key, each time that it is written.
+    """
+    mode = (await connection.exec_driver_sql("SELECT @@SESSION.sql_mode")).scalar_one()
+    wanted = ",".join(filter(None, (mode, "NO_AUTO_VALUE_ON_ZERO")))
+    await connection.exec_driver_sql("SET SESSION sql_mode = %s", (wanted,))
+    try:
+        yield
+    finally:
+        # The mode is the connection's, and outlives the transaction.
+        if not connection.invalidated:
+            await connection.exec_driver_sql("SET SESSION sql_mode = %s", (mode,))
+
+
 def _size(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
@@ -219,4 +254,7 @@ def _literal(value: Any, escape: Callable[[Any], str]) -> str:
     if isinstance(value, bytes | bytearray | memoryview):
         # Digits, so that the statement stays text whatever the bytes are.
         return f"x'{value.hex()}'"
+    if isinstance(value, float) and not math.isfinite(value):
+        # The driver calls that a mistake in the statement, and it is one row's.
+        raise ValueError("MySQL has no numbers that are not finite")
     return escape(value)

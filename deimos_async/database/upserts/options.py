@@ -12,7 +12,7 @@ from sqlalchemy.engine import Dialect
 from deimos_async.database.upserts.driver import DRIVERS, unsupported
 from deimos_async.database.upserts.shapes import driver_type
 
-__all__ = ["UpsertOptions", "has_default", "problems"]
+__all__ = ["UpsertOptions", "has_default", "problems", "unique_sets"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def problems(plan: UpsertOptions, dialect: Dialect) -> Iterator[str]:
             if columns[name].computed is not None:
                 yield f"{option} names {name!r}, which the database computes"
     own = {*plan.key_columns, *plan.insert_only}
-    if plan.key_columns and frozenset(plan.key_columns) not in _unique_sets(table):
+    if plan.key_columns and frozenset(plan.key_columns) not in unique_sets(table):
         yield (
             f"no unique index is declared on {', '.join(plan.key_columns)}: without one, rows of the same key would be "
             "stored twice; add a UniqueConstraint or a unique Index on just these columns"
@@ -85,7 +85,7 @@ def problems(plan: UpsertOptions, dialect: Dialect) -> Iterator[str]:
         yield f"deleted_column {plan.deleted_column!r} must be a boolean, or NULL while the row is not deleted"
 
 
-def _unique_sets(table: Table) -> set[frozenset[str]]:
+def unique_sets(table: Table) -> set[frozenset[str]]:
     """Sets of columns, by key, of which no two rows can have the same values."""
     found = [
         constraint.columns

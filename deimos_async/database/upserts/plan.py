@@ -16,8 +16,17 @@ from deimos_async.database.upserts.driver import DRIVERS, DriverConnection, driv
 from deimos_async.database.upserts.mysql import MysqlWriter
 from deimos_async.database.upserts.options import UpsertOptions, has_default, problems
 from deimos_async.database.upserts.postgresql import PostgresqlWriter
-from deimos_async.database.upserts.rows import Row, fold, in_order
-from deimos_async.database.upserts.shapes import Field, Shape, driver_type, field_of, made_here, shape_of, table_name
+from deimos_async.database.upserts.rows import Folded, Row, alike, fold, in_order, rounds
+from deimos_async.database.upserts.shapes import (
+    Field,
+    Shape,
+    driver_type,
+    field_of,
+    ignores_spelling,
+    made_here,
+    shape_of,
+    table_name,
+)
 from deimos_async.database.upserts.sqlite import SqliteWriter
 from deimos_async.errors import ConfigurationError
 
@@ -133,8 +142,10 @@ class UpsertPlan:
         self._writer = writer
         columns, version = self.table.columns, options.version_column
         self._keys = [field_of(columns[name], dialect) for name in self.key_columns]
+        self._loose_keys = [ignores_spelling(field.column.type, dialect) for field in self._keys]
         self._version = None if version is None else field_of(columns[version], dialect)
         self._made_by_database = frozenset(name for name in self.key_columns if has_default(columns[name]))
+        self._not_made_here = [name for name in self._made_by_database if made_here(columns[name].default) is None]
         self._shapes: dict[tuple[frozenset[str], bool], tuple[Shape, Any]] = {}
 
     @property
@@ -146,10 +157,13 @@ class UpsertPlan:
         """Insert rows, or write them over stored rows of the same key.
 
         The result is that of writing the rows one after the other: rows of one key become one, in which later ones
-        win, column by column. A row without a key (a column of it is NULL, or is left to the database) is always
-        inserted: NULL equals nothing in a unique index. Columns that a row does not speak of keep their stored values;
-        in new rows they get their defaults. A column that may not be NULL and has no default must be in every row,
-        stored already or not: databases check that before they look for the stored row.
+        win, column by column. Keys that differ only in spelling, and may be one to the database (by a collation that
+        ignores case, say), are written in several statements, so that it decides; if they are one, each row counts as
+        written. A row without a key (a column of it is NULL, or is left to the database) is always inserted: NULL
+        equals nothing in a unique index. Columns that a row does not speak of keep their stored values; in new rows
+        they get their defaults. A column that may not be NULL and has no default must be in every row, stored already
+        or not: databases check that before they look for the stored row. PostgreSQL keeps the stored value of a column
+        that is GENERATED ALWAYS AS IDENTITY.
 
         Rows are written in order of their keys, so that concurrent writers wait for each other instead of
         deadlocking. Rows that speak of different columns go in several statements, each in that order.
@@ -171,6 +185,15 @@ class UpsertPlan:
             alive = {self._options.deleted_column: self._alive()}
             rows = [{**alive, **row} for row in rows]
         return await self._write(link, rows, is_tombstone=False)
+
+    def identities(self, rows: Sequence[Row]) -> list[Hashable | None]:
+        """What tells rows apart: with different ones they are different rows to the database, with the same ones they
+        may be the same row. None: the row has no key.
+
+        Raises:
+            StatementError: The type of a key's column refuses a value.
+        """
+        return self._identities_of(self._keys_of(rows)) if self.key_columns else [None] * len(rows)
 
     async def delete(
         self,
@@ -238,18 +261,37 @@ class UpsertPlan:
         return WriteResult(await self._writer.delete(link, table_name(self.table, self._dialect), self._keys, parts))
 
     async def _write(self, link: DriverConnection, rows: Sequence[Row], *, is_tombstone: bool) -> WriteResult:
-        stale = refused = 0
-        if self.key_columns:
-            keys, versions = self._keys_of(rows), self._versions_of(rows)
-            try:
-                rows, stale = fold(rows, keys, versions=versions, keep_first=self._options.insert_only)
-            except TypeError as error:
-                raise self._unusable("a key or version cannot be compared", error) from error
-        for given, group in _grouped(rows, self._made_by_database):
-            shape, statement = self._shape(given, is_tombstone)
-            columns = [field.values(group) for field in shape.fields]
-            refused += await self._writer.write(link, statement, shape, columns, len(group))
-        return WriteResult(len(rows) - refused, stale + refused)
+        stale = refused = written = 0
+        for part, older in self._folded(rows) if self.key_columns else [(rows, 0)]:
+            stale += older
+            written += len(part)
+            for given, group in _grouped(part, self._made_by_database):
+                shape, statement = self._shape(given, is_tombstone)
+                columns = [field.values(group) for field in shape.fields]
+                refused += await self._writer.write(link, statement, shape, columns, len(group))
+        return WriteResult(written - refused, stale + refused)
+
+    def _folded(self, rows: Sequence[Row]) -> list[Folded]:
+        """Rows as they are written, in rounds of which each has a row of the table once."""
+        keys, versions = self._keys_of(rows), self._versions_of(rows)
+        try:
+            if any(self._loose_keys):
+                identities = self._identities_of(keys)
+                if len(set(identities)) < len(set(keys)):
+                    return [
+                        self._fold(
+                            [rows[position] for position in chosen],
+                            [keys[position] for position in chosen],
+                            None if versions is None else [versions[position] for position in chosen],
+                        )
+                        for chosen in rounds(keys, identities)
+                    ]
+            return [self._fold(rows, keys, versions)]
+        except TypeError as error:
+            raise self._unusable("a key or version cannot be compared", error) from error
+
+    def _fold(self, rows: Sequence[Row], keys: Sequence[Hashable | None], versions: Sequence[Any] | None) -> Folded:
+        return fold(rows, keys, versions=versions, keep_first=self._options.insert_only)
 
     def _keys_of(self, rows: Sequence[Row]) -> list[Hashable | None]:
         """The driver's values of the key: one value, or a tuple of several; None where a part is missing."""
@@ -265,6 +307,18 @@ class UpsertPlan:
         if len(parts) == 1:
             return list(parts[0])
         return [None if None in key else key for key in zip(*parts, strict=True)]
+
+    def _identities_of(self, keys: Sequence[Any]) -> list[Hashable | None]:
+        if not any(self._loose_keys):
+            return list(keys)
+        if len(self._loose_keys) == 1:
+            return list(map(alike, keys))
+        return [
+            None
+            if key is None
+            else tuple(alike(part) if loose else part for part, loose in zip(key, self._loose_keys, strict=True))
+            for key in keys
+        ]
 
     def _versions_of(self, rows: Sequence[Row]) -> list[Any] | None:
         if self._version is None:
@@ -289,7 +343,8 @@ class UpsertPlan:
             self.table,
             self._dialect,
             given,
-            keys=self.key_columns,
+            # A number that the database makes may be one that a row was given: no reason to overwrite that row.
+            keys=self.key_columns if given.issuperset(self._not_made_here) else (),
             overwritten=overwritten,
             kept=self._options.insert_only,
             version=self._options.version_column,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Collection, Hashable, Mapping, Sequence
+from functools import lru_cache
 from itertools import repeat
 from typing import Any, NamedTuple
 
-__all__ = ["Folded", "Row", "fold", "in_order"]
+__all__ = ["Folded", "Row", "alike", "fold", "in_order", "rounds"]
 
 Row = Mapping[str, Any]
+
+_UNSEEN = frozenset({"Cc", "Cf", "Mn", "Me"})
+"""Categories of characters that collations may pass over: controls, and marks such as accents."""
 
 
 class Folded(NamedTuple):
@@ -76,3 +81,50 @@ def in_order(keys: Collection[Hashable]) -> list[Any]:
 
 def _description(key: Hashable) -> list[tuple[str, str]]:
     return [(type(part).__name__, repr(part)) for part in (key if isinstance(key, tuple) else (key,))]
+
+
+def alike(value: Any) -> Any:
+    """What is the same for texts that a collation may take for one, as far as they differ in case, in accents, in
+    spaces at the end, or in forms of a character. Texts that no collation takes for one may be the same here, too.
+
+    Source: Unicode Technical Standard 10 (levels of comparison), and MySQL's `utf8mb4_general_ci`.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value
+    if not (text.isascii() and text.isprintable()):
+        parts = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
+        text = "".join(map(_part, parts))
+    # A sharp s is one s to some collations and two to others.
+    return text.casefold().rstrip(" ").replace("ss", "s")
+
+
+@lru_cache(maxsize=4096)
+def _part(character: str) -> str:
+    if unicodedata.category(character) in _UNSEEN:
+        return ""
+    # Some collations take all characters above U+FFFF for one.
+    return "\ufffd" if character > "\uffff" else character
+
+
+def rounds(keys: Sequence[Hashable | None], identities: Sequence[Hashable]) -> list[list[int]]:
+    """Positions of rows in rounds, to be written one after the other: within a round different keys have different
+    identities, and what comes later in the order of rows comes in a later round, or in the same one with the same key.
+
+    Args:
+        keys: Of each row; None for a row without one.
+        identities: Of each row; rows that may be the same to the database have the same.
+    """
+    found: list[list[int]] = []
+    last: dict[Hashable, tuple[Hashable, int]] = {}
+    for position, (key, identity) in enumerate(zip(keys, identities, strict=True)):
+        number = 0
+        if key is not None:
+            before, number = last.get(identity, (key, 0))
+            if before != key:
+                number += 1
+            last[identity] = (key, number)
+        if number == len(found):
+            found.append([])
+        found[number].append(position)
+    return found

@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, Table, literal_column
+from sqlalchemy import Column, Table, literal_column, types
+from sqlalchemy.dialects.postgresql import CITEXT
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import StatementError
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -19,7 +20,17 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from deimos_async.database.upserts.rows import Row
 from deimos_async.errors import ConfigurationError
 
-__all__ = ["Field", "Shape", "driver_type", "field_of", "made_here", "quoted", "shape_of", "table_name"]
+__all__ = [
+    "Field",
+    "Shape",
+    "driver_type",
+    "field_of",
+    "ignores_spelling",
+    "made_here",
+    "quoted",
+    "shape_of",
+    "table_name",
+]
 
 _TOKEN = "deimos_bound_value"  # noqa: S105
 
@@ -157,6 +168,8 @@ def shape_of(
         for column in table.columns
         if column.key not in own
         and ((column.key in given and column.key in overwritten) or column.key in emptied or column.key == version)
+        # PostgreSQL lets nobody change it in a stored row.
+        and not (dialect.name == "postgresql" and _is_always_made(column))
     ]
     if not fields:
         raise ConfigurationError(f"table {table.fullname!r}: a row that speaks of no column cannot be written in bulk")
@@ -169,8 +182,12 @@ def shape_of(
         updates=tuple(updates) if changed else (),
         update_expressions=tuple(update_expressions) if changed else (),
         version=None if version is None else quoted(table.columns[version], dialect),
-        overrides_identity=any(field.column.identity is not None and field.column.identity.always for field in fields),
+        overrides_identity=any(_is_always_made(field.column) for field in fields),
     )
+
+
+def _is_always_made(column: Column[Any]) -> bool:
+    return column.identity is not None and bool(column.identity.always)
 
 
 def field_of(column: Column[Any], dialect: Dialect) -> Field:
@@ -247,3 +264,18 @@ def driver_type(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
     while isinstance(implementation, TypeDecorator):
         implementation = implementation.type_engine(dialect).dialect_impl(dialect)
     return implementation
+
+
+def ignores_spelling(type_: TypeEngine[Any], dialect: Dialect) -> bool:
+    """Whether the database may take different texts of a column for the same.
+
+    MySQL and MariaDB do by default, others where the column's collation or type says so.
+    """
+    kind = driver_type(type_, dialect)
+    if isinstance(kind, CITEXT | types.CHAR):  # spaces at the end of a CHAR do not count
+        return True
+    if not isinstance(kind, types.String):
+        return False
+    if dialect.name in ("mysql", "mariadb"):
+        return not (kind.collation or "").endswith("_bin")
+    return kind.collation is not None

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deimos_async.database.upserts.rows import fold, in_order
+from deimos_async.database.upserts.rows import alike, fold, in_order, rounds
 
 
 def folded(*rows: dict[str, Any], versions: list[Any] | None = None, keep_first: tuple[str, ...] = ()) -> Any:
@@ -83,3 +83,47 @@ def test_result_is_that_of_writing_the_rows_one_after_the_other() -> None:
             else:
                 table[row["id"]] = (version, {**values, **row})
         assert folded(*rows, versions=versions) == ([table[key][1] for key in sorted(table)], refused)
+
+
+@pytest.mark.parametrize(
+    ("one", "same"),
+    [
+        ("Key", "kEY"),
+        ("a", "a  "),
+        ("\u00e4", "A"),
+        ("\u00e4", "a\u0308"),
+        ("\uff21", "a"),
+        ("stra\u00dfe", "STRASSE"),
+        ("\u00df", "s"),
+        ("a\u200bb", "ab"),
+        ("\U0001f600", "\U0001f601"),
+        ("\u0416", "\u0436"),
+    ],
+)
+def test_texts_that_some_collation_takes_for_one_are_alike(one: str, same: str) -> None:
+    assert alike(one) == alike(same)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("a", "b"), (" a", "a"), ("a b", "ab"), ("1", 1), (b"A", b"a"), (None, ""), ("\u0436", "\u0437")]
+)
+def test_other_values_are_not_alike(one: Any, other: Any) -> None:
+    assert alike(one) != alike(other)
+
+
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        ("", []),
+        ("a b c", ["a b c"]),
+        ("a b a", ["a b a"]),
+        ("a A", ["a", "A"]),
+        ("a A b a B A", ["a b", "A B", "a", "A"]),
+        ("a A A a", ["a", "A A", "a"]),
+        ("- a - A", ["- a -", "A"]),
+    ],
+)
+def test_keys_that_may_be_one_come_in_rounds_in_their_order(keys: str, found: list[str]) -> None:
+    given = [None if key == "-" else key for key in keys.split()]
+    cut = rounds(given, [None if key is None else key.lower() for key in given])
+    assert [" ".join(keys.split()[position] for position in part) for part in cut] == found

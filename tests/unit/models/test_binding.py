@@ -8,10 +8,13 @@ from typing import Any, Generic, TypeVar
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import inspect
+from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from deimos_async import ConfigurationError, Consumer, Deimos, Key, LifecycleError, ModelConsumer
+from deimos_async.models.mapping import ModelTable
 from deimos_async.topics import Topic
 
 T = TypeVar("T")
@@ -35,11 +38,45 @@ class Part(Base):
     __tablename__ = "parts"
     id: Mapped[int] = mapped_column(primary_key=True)
     widget_id: Mapped[int] = mapped_column(sa.ForeignKey("widgets.id"))
+    name: Mapped[str | None] = mapped_column(sa.String(20))
+
+
+class Short(Base):
+    __tablename__ = "shorts"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    bulk_import_id: Mapped[str | None] = mapped_column(sa.String(20))
+
+
+class Counted(Base):
+    __tablename__ = "counted"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    bulk_import_id: Mapped[int | None]
+
+
+class Group(Base):
+    __tablename__ = "groups"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str | None] = mapped_column(sa.String(20))
+    through: Mapped[list[Widget]] = relationship(secondary="group_widgets")
+    seen: Mapped[list[GroupWidget]] = relationship(viewonly=True)
+    odd: Mapped[list[GroupWidget]] = relationship(
+        primaryjoin="and_(Group.id == GroupWidget.group_id, GroupWidget.widget_id > 3)", overlaps="through"
+    )
+    gadgets: Mapped[list[Gadget]] = relationship(
+        primaryjoin="Group.id == foreign(Gadget.group_id)",
+    )
+
+
+class GroupWidget(Base):
+    __tablename__ = "group_widgets"
+    group_id: Mapped[int] = mapped_column(sa.ForeignKey("groups.id"), primary_key=True)
+    widget_id: Mapped[int] = mapped_column(sa.ForeignKey("widgets.id"), primary_key=True)
 
 
 class Gadget(Widget):
     __tablename__ = "gadgets"
     id: Mapped[int] = mapped_column(sa.ForeignKey("widgets.id"), primary_key=True)
+    group_id: Mapped[int | None]
 
 
 async def problems(app: Deimos, cls: Any, *, batch: bool = True) -> str:
@@ -60,7 +97,7 @@ async def test_class_without_a_model_is_a_mistake(app: Deimos) -> None:
     assert "names no model; derive it from ModelConsumer[Model]" in await problems(app, Save)
 
 
-@pytest.mark.parametrize("model", [dict, "Widget", Widget.__table__])
+@pytest.mark.parametrize("model", [dict, "Nothing", Widget.__table__])
 async def test_model_that_is_not_mapped_is_a_mistake(app: Deimos, model: Any) -> None:
     class Save(ModelConsumer[model]):
         pass
@@ -140,8 +177,9 @@ async def test_all_mistakes_are_told_together(app: Deimos) -> None:
         epoch_unit = "minutes"  # type: ignore[assignment]
         version_column = 5  # type: ignore[assignment]
         tombstone_values = "name"  # type: ignore[assignment]
-        bulk_import_id_column = "bulk_import_id"
-        replace_associations = True
+        bulk_import_id_column = ""
+        replace_associations = 1  # type: ignore[assignment]
+        save_associations_first = None  # type: ignore[assignment]
 
         def record_attributes(self, payload: Any) -> Any:  # type: ignore[override]
             return payload
@@ -162,8 +200,9 @@ async def test_all_mistakes_are_told_together(app: Deimos) -> None:
         "epoch_unit='minutes' is not possible; one of 'seconds', 'milliseconds', 'microseconds'",
         "version_column=5 is not possible; the name of a column",
         "tombstone_values='name' is not possible; a mapping",
-        "this version does not have bulk_import_id_column",
-        "this version does not have replace_associations",
+        "bulk_import_id_column='' is not possible; the name of a column, or None",
+        "replace_associations=1 is not possible; True or False",
+        "save_associations_first=None is not possible; True or False",
         "record_attributes is called with other arguments than it takes",
         "write it as record_attributes(self, payload, key)",
         "should_consume must be a plain method, not async def",
@@ -203,6 +242,124 @@ async def test_columns_of_settings_must_exist(app: Deimos) -> None:
         "tombstone_values names 'nothing'",
     ):
         assert wanted in told
+
+
+@pytest.mark.parametrize("batch", [True, False])
+async def test_relationships_that_cannot_be_written_are_told_with_the_way_out(app: Deimos, batch: bool) -> None:
+    class Save(ModelConsumer[Group]):
+        replace_associations = False
+
+    told = await problems(app, Save, batch=batch)
+    for wanted in (
+        "replace_associations needs a relationship of Group, and it has none that can be written",
+        "relationship Group.through is many-to-many, through 'group_widgets'; map that table as a class",
+        "relationship Group.seen is viewonly; give rows under the one that writes its foreign key",
+        "relationship Group.odd joins by more than equal columns",
+        "relationship Group.gadgets leads to Gadget, which is not mapped to one table",
+    ):
+        assert wanted in told
+
+
+async def test_relationship_that_cannot_be_written_fails_the_message_that_names_it() -> None:
+    columns, problem = (
+        ModelTable(
+            inspect(Group), DefaultDialect(), epoch_unit="seconds", truncate=False, timestamps_from_payload=False
+        ),
+        "relationship Group.through is many-to-many",
+    )
+    with pytest.raises(ValueError, match=problem):
+        columns.fit_one({"name": "a", "through": []})
+    with pytest.raises(ValueError, match=problem):
+        columns.split({"through": []})
+
+
+@pytest.mark.parametrize("model", [Short, Counted])
+async def test_column_that_cannot_hold_import_ids_is_a_mistake(app: Deimos, model: Any) -> None:
+    class Save(ModelConsumer[model]):
+        pass
+
+    assert "cannot hold a UUID as text, 36 characters; change its type" in await problems(app, Save)
+    Save.bulk_import_id_generator = staticmethod(lambda: 1)
+    async with app.running(only=("producers",)):
+        pass
+
+
+async def test_import_column_that_no_table_has_is_a_mistake(app: Deimos) -> None:
+    class Save(ModelConsumer[Widget]):
+        bulk_import_id_column = "import_id"
+
+    assert "bulk_import_id_column names 'import_id', and neither the table nor one next" in await problems(app, Save)
+
+
+async def test_import_column_with_another_use_is_a_mistake(app: Deimos) -> None:
+    class Save(ModelConsumer[Widget]):
+        bulk_import_id_column = "name"
+
+        def key_columns(self) -> list[str]:
+            return ["sku"]
+
+    class SaveByName(Save):
+        bulk_import_id_column = "sku"
+
+    assert "bulk_import_id_column 'sku' has another use already" in await problems(app, SaveByName)
+
+
+@pytest.mark.parametrize("generator", ["text", lambda size: size])
+async def test_generator_that_cannot_be_called_is_a_mistake(app: Deimos, generator: Any) -> None:
+    class Save(ModelConsumer[Widget]):
+        bulk_import_id_generator = staticmethod(generator) if callable(generator) else generator
+
+    told = await problems(app, Save)
+    assert "is not possible; a plain function without arguments, or None" in told
+
+
+async def test_versions_and_rows_written_first_exclude_each_other(app: Deimos) -> None:
+    class Save(ModelConsumer[Widget]):
+        version_column = "version"
+        deleted_column = "deleted"
+        save_associations_first = True
+
+    assert "version_column and save_associations_first exclude each other" in await problems(app, Save)
+
+
+async def test_columns_that_hooks_say_of_other_models_are_checked(app: Deimos) -> None:
+    class Save(ModelConsumer[Widget]):
+        def record_attributes(self, payload: Any, key: Any) -> Any:
+            return payload
+
+        def key_columns(self, model: Any = None) -> Any:
+            return ["widget_id"] if model is Part else ["sku"]
+
+        def columns(self, model: Any = None) -> Any:
+            return ["nothing"] if model is Part else None
+
+    told = await problems(app, Save)
+    assert "columns(Part) names 'nothing', and table 'parts' has no such column" in told
+    assert "table 'parts': no unique index is declared on widget_id" in told
+
+
+async def test_hook_that_knows_only_some_models_is_a_mistake(app: Deimos) -> None:
+    class Save(ModelConsumer[Widget]):
+        def record_attributes(self, payload: Any, key: Any) -> Any:
+            return payload
+
+        def key_columns(self, model: Any = None) -> Any:
+            return {Widget: ["sku"]}[model]
+
+    assert "key_columns(Part) raised KeyError; return None where it says nothing" in await problems(app, Save)
+
+
+async def test_options_of_the_topic_are_checked_where_they_are_said(app: Deimos) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        app.topic(
+            "widgets",
+            max_db_batch_size=0,
+            bulk_import_id_column="",
+            bulk_import_id_generator=5,  # type: ignore[arg-type]
+            replace_associations=1,  # type: ignore[arg-type]
+            save_associations_first=None,  # type: ignore[arg-type]
+        )
+    assert len(caught.value.problems) == 5
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,14 @@ def test_last_message_of_each_key_is_kept_and_all_without_a_key(batch: str, kept
     ],
 )
 def test_slices_have_each_key_once_in_order(batch: str, found: list[str]) -> None:
-    assert [names(part) for part in slices(given(batch))] == found
+    messages = given(batch)
+    assert [names(part) for part in slices(messages, [None] * len(messages))] == found
+
+
+def test_keys_that_lead_to_one_row_come_in_slices_of_their_own() -> None:
+    messages = given("A1 B1 C1 A2 -1 B2")
+    rows = [1, 1, None, 1, None, 2]  # B2 leads elsewhere, as far as the test goes
+    assert [names(part) for part in slices(messages, rows)] == ["A1 C1 -1 B2", "B1", "A2"]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +81,7 @@ def test_slices_have_each_key_once_in_order(batch: str, found: list[str]) -> Non
 def test_keys_are_compared_by_value(one: Any, same: Any, other: Any) -> None:
     batch = [Given(one, "1"), Given(same, "2"), Given(other, "3")]
     assert names(compact(batch)) == "2 3"
-    assert [names(part) for part in slices(batch)] == ["1 3", "2"]
+    assert [names(part) for part in slices(batch, [None] * 3)] == ["1 3", "2"]
 
 
 @pytest.mark.parametrize(
