@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from deimos_async.consuming.lanes import Timer
+from deimos_async.consuming.waiting import Timer
 
 __all__ = ["Clock", "LoopClock"]
 

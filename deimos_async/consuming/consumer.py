@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from deimos_async.events import EventBus
 from deimos_async.specs import Delivering
-from deimos_async.topics import KeyConfig
+from deimos_async.topics import KeyConfig, TopicOptions
 
 __all__ = ["Circumstances", "Consumer"]
 
@@ -21,6 +21,7 @@ class Circumstances:
         name: The consumer's, for errors and logs.
         key: How the topic's keys are made, or UNSET.
         dialect: SQLAlchemy's, of the application's database; None: there is none.
+        options: The topic's, merged with the defaults.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Circumstances:
     delivery: Delivering
     dialect: Any
     events: EventBus
+    options: TopicOptions = field(default_factory=TopicOptions)
 
 
 class Consumer:

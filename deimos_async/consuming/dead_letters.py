@@ -175,7 +175,7 @@ def build(
         error: Its class and text go into headers (one printable line, at most 1,000 characters); no stack trace.
         topic: Name of the dead-letter topic in Kafka.
         attempts: How often it was tried; 0 for what could not be decoded.
-        now: Time of the failure, aware.
+        now: Time of the failure, or of the first one where that is known, aware.
         as_spring: Say the same under spring-kafka's names, too.
         is_retry: Whether the record lies on a retry topic of the consumer. Only there `deimos-retry-*` says where it
             came from and how often it was tried; what of that makes no sense counts as missing.

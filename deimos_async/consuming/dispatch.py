@@ -14,114 +14,51 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice, takewhile
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from deimos_async.consuming import dead_letters
-from deimos_async.consuming.clock import Clock, LoopClock
+from deimos_async.consuming.burying import send_away
+from deimos_async.consuming.calling import log_handled, logs_messages, traced_batch, traced_message
+from deimos_async.consuming.drains import Drain, Drains
 from deimos_async.consuming.handling import Call
-from deimos_async.consuming.lanes import Doom, Lane, Partition
+from deimos_async.consuming.judging import judge, raise_if_ours
+from deimos_async.consuming.keyed import NoRoom
+from deimos_async.consuming.lanes import Doom, Kept, Lane, Partition
 from deimos_async.consuming.measuring import Measurements
 from deimos_async.consuming.on_error import (
     DeadLetter,
     Defer,
     GiveUp,
+    Keep,
     PassOver,
     Skip,
     StopConsumer,
     TryAgain,
     Wait,
     backoff_delay,
-    decide,
-    is_surroundings,
 )
-from deimos_async.consuming.stored_offsets import MustReread, Refused, StoredOffsets
+from deimos_async.consuming.stored_offsets import MustReread, Refused
+from deimos_async.consuming.work import Decoding, NextRetry, Work
+from deimos_async.database.protocol import RetryRow, WaitingRow
 from deimos_async.errors import DeimosError, HandlerError
-from deimos_async.message import InboundRecord, Message, OutboundRecord, TopicPartition
-from deimos_async.payload_log import payload_view
+from deimos_async.message import Delivery, InboundRecord, Message, TopicPartition
 from deimos_async.plain_text import described
-from deimos_async.specs import Delivering, Ordering
-from deimos_async.telemetry.protocol import Metrics, Tracing
-from deimos_async.topics import FatalError, OnError, PayloadLog
 
 __all__ = ["Decoding", "Dispatcher", "NextRetry", "Work"]
 
 logger = logging.getLogger("deimos_async.consuming")
-message_logger = logging.getLogger("deimos_async.messages")
 
 _YIELD_AFTER = 0.01
 """Seconds of handlers that never wait, after which other tasks (heartbeats among them) get their turn."""
 _LOOK_EVERY = 8
 """The clock is looked at after so many messages."""
-
-
-class Decoding(Protocol):
-    """How the bytes of the consumer's topic are read. Plain calls; what they lack is learned first."""
-
-    def payload(self, data: bytes | None) -> Any:
-        """Raises DecodeError, or `UnknownWriter` where the schema must be learned."""
-
-    def key(self, data: bytes | None) -> Any: ...
-
-    unknown: type[Exception]
-    """Raised when the writer's schema was not seen yet."""
-
-    async def learn(self, unknown: Any) -> None:
-        """Fetch it. Raises RegistryUnavailableError; afterwards the same call decodes or raises DecodeError."""
-
-
-@dataclass(frozen=True, slots=True)
-class NextRetry:
-    """Where a message goes after its attempts in place, and how many seconds it waits there."""
-
-    topic: str
-    delay: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """What one consumer does, decided at start."""
-
-    name: str
-    group: str
-    """Consumer group, with its prefix."""
-    topic: str
-    """Topic, with its prefix."""
-    batch: bool
-    max_batch: int
-    max_wait: float
-    concurrency: int
-    ordering: Ordering
-    delivery: Delivering
-    max_buffered: int
-    max_buffered_bytes: int
-    call: Call
-    decoding: Decoding
-    policy: OnError
-    reraise: bool
-    fatal: tuple[FatalError, ...]
-    dead_letter_topic: str
-    spring_headers: bool = False
-    """Whether dead letters carry spring-kafka's headers, too."""
-    retry: NextRetry | None = None
-    """The (next) retry topic; None: there is none."""
-    is_retry: bool = False
-    """Whether the topic is itself a retry topic, whose messages wait until they are due."""
-    publish: Callable[[OutboundRecord], Awaitable[None]]
-    """Sends one record and waits for the acknowledgement."""
-    metrics: Metrics
-    tracing: Tracing
-    payload_log: PayloadLog
-    on_failure: Callable[[BaseException, Sequence[Message[Any]]], None] = field(default=lambda error, messages: None)
-    """Told once when the consumer stops for an error."""
-    clock: Clock = field(default_factory=LoopClock)
-    """What messages wait by."""
-    offsets: StoredOffsets | None = None
-    """With effectively once: offsets in the database, which `call` moves. What ends otherwise is stored here."""
+_MOST_QUEUED_UP = 100
+"""Messages that are put behind others of their keys in one transaction, at most, in message mode."""
+_ROOM_INTERVAL = 1.0
+"""Seconds after which a partition that waits for room in the table of waiting messages looks again."""
 
 
 class _Parked(Exception):
@@ -143,10 +80,15 @@ class Dispatcher:
         """How often a head was put off, ever."""
         self.on_restart: Callable[[TopicPartition], None] = lambda partition: None
         """Called when a partition is to be brought to its stored offset again."""
-        self._ready: asyncio.Queue[Lane] = asyncio.Queue()
+        self._ready: asyncio.Queue[Lane | Drain] = asyncio.Queue()
         self._stopping = False
         self._left: asyncio.Future[None] | None = None
         self._group = work.group.encode()
+        self._drains: Drains | None = None
+        if work.keyed is not None:
+            self._drains = Drains(
+                work, work.keyed, self.measured, offer=self._ready.put_nowait, stop_for=self._stop_for
+            )
 
     # --- what comes in -----------------------------------------------------------------------------------------
 
@@ -186,6 +128,7 @@ class Dispatcher:
             or lane.splits
             or lane.settled
             or lane.doomed is not None
+            or lane.kept is not None
             or lane.attempt
             or lane.waits
             or lane.partition.draining
@@ -221,6 +164,11 @@ class Dispatcher:
         run = self._run_batches if self.work.batch else self._run_messages
         while True:
             lane = await self._ready.get()
+            if isinstance(lane, Drain):
+                await self._drain(lane)
+                if asyncio.current_task().cancelling():  # type: ignore[union-attr]  # as below
+                    return
+                continue
             lane.queued = False
             partition = lane.partition
             if not partition.may_begin(lane):
@@ -232,6 +180,10 @@ class Dispatcher:
                     await self._settle_head(lane)
                 if lane.doomed is not None:
                     await self._send_away(lane)
+                if lane.kept is not None:
+                    await self._keep_head(lane)
+                if partition.held_up and not (lane.records and partition.waiting.holds(lane.records[0])):
+                    self._has_room(partition)
                 await run(lane)
                 if asyncio.current_task().cancelling():  # type: ignore[union-attr]  # a worker is a task
                     return  # a handler has swallowed the cancellation that was meant for both
@@ -244,13 +196,26 @@ class Dispatcher:
                 self._stop_for(lane.records[0], (), error, lane.attempt + 1)
             finally:
                 lane.busy = False
-                partition.busy -= 1
-                if self._left is not None and not self._left.done():
-                    self._left.set_result(None)
+                self._leave(partition)
                 if partition.halted:
                     self._close_gaps(partition)
                 self._offer(lane)
                 self.on_change()
+
+    async def _drain(self, drain: Drain) -> None:
+        assert self._drains is not None
+        partition = drain.partition
+        partition.busy += 1
+        try:
+            await self._drains.run(drain)
+        finally:
+            self._leave(partition)
+            self.on_change()
+
+    def _leave(self, partition: Partition) -> None:
+        partition.busy -= 1
+        if self._left is not None and not self._left.done():
+            self._left.set_result(None)
 
     async def _run_messages(self, lane: Lane) -> None:
         tracing = self.work.tracing
@@ -271,14 +236,15 @@ class Dispatcher:
         work, partition = self.work, lane.partition
         decode_payload, decode_key, unknown_writer = work.decoding.payload, work.decoding.key, work.decoding.unknown
         call = work.call
-        logged = message_logger.isEnabledFor(logging.INFO)
+        logged = logs_messages()
         clock = time.perf_counter
         began = turn_began = clock()
         in_order = lane.is_whole_partition
         ended: list[InboundRecord] = partition.ended if in_order else []
         end = ended.append
-        passed_over = partition.passed_over
-        is_special = work.is_retry or bool(passed_over)  # what comes later is not in `records`
+        passed_over, waiting = partition.passed_over, partition.waiting
+        # What is passed over later is not in `records`; keys begin to wait when a message of this lane has failed.
+        is_special = work.is_retry or bool(passed_over) or bool(waiting)
         is_plain = in_order and not logged
         handled = 0
         timed = False
@@ -296,6 +262,10 @@ class Dispatcher:
                             continue
                         if work.is_retry:
                             self._wait_until_due(lane, record)
+                        if waiting and waiting.holds(record):
+                            handled += self._settle(lane, ended)
+                            await self._queue_up_head(lane)
+                            return  # offered again at once
                     try:
                         if timed:
                             message = Message(record, decode_key(record.key), decode_payload(record.value))
@@ -314,23 +284,25 @@ class Dispatcher:
                         continue
                     try:
                         if samples is not None and samples(record.headers):
-                            await self._traced_message(message)
+                            await traced_message(work, message, call, drawn=True)
                         else:
                             await call(message)
                     except asyncio.CancelledError as error:
-                        _raise_if_ours(error)
+                        raise_if_ours(error)
                         handled += self._settle(lane, ended)
                         await self._failed(lane, (record,), (message,), error)
+                        is_special = is_special or bool(waiting)
                         continue
                     except Exception as error:
                         handled += self._settle(lane, ended)
                         await self._failed(lane, (record,), (message,), error)
+                        is_special = is_special or bool(waiting)
                         continue
                     end(record)
                     if is_plain:
                         continue
                     if logged:
-                        self._log_handled((message,))
+                        log_handled(work, (message,))
                     if not in_order:
                         handled += self._settle(lane, ended)
                 if clock() - turn_began > _YIELD_AFTER:
@@ -369,30 +341,50 @@ class Dispatcher:
         if work.is_retry:
             batch = batch[:1]  # each has a time of its own, and came here for an error of its own
             self._wait_until_due(lane, batch[0])
+        rows: Sequence[RetryRow] = ()
+        free = batch
+        if lane.partition.waiting:
+            batch, rows = await self._queue_up(lane, batch)
+            if not batch:
+                return  # offered again at once
+            queued_up = {row.offset for row in rows}
+            free = [record for record in batch if record.offset not in queued_up]
         began = time.perf_counter()
-        messages, undecodable = await self._decode_batch(lane, batch)
+        messages, undecodable = await self._decode_batch(lane, free)
         if not messages:
             if undecodable is not None:
                 await self._failed(lane, batch[:1], (), undecodable, undecodable=True)
             return
         self.measured.decoded((time.perf_counter() - began) / len(messages))
-        taken = batch[: len(messages)]
-        call = self._traced_batch if work.tracing.enabled else work.call
+        if len(messages) < len(free):
+            end = free[len(messages)].offset
+            batch = [record for record in batch if record.offset < end]
+            rows = [row for row in rows if row.offset < end]
         began = time.perf_counter()
         try:
-            await call(messages)
+            call = self._call_with(lane.partition, batch, rows) if rows else work.call
+            if work.tracing.enabled:
+                await traced_batch(work, messages, call)
+            else:
+                await call(messages)
         except asyncio.CancelledError as error:
-            _raise_if_ours(error)
-            await self._failed(lane, taken, messages, error)
+            raise_if_ours(error)
+            await self._failed(lane, batch, messages, error)
             return
         except Exception as error:
-            await self._failed(lane, taken, messages, error)
+            if rows and _is_wanted(error):
+                # It is said of the messages of the call, not of those that queue up among them: once more without.
+                self._cut(lane, len(batch), sum(record.offset < rows[0].offset for record in batch))
+                return
+            await self._failed(lane, batch, messages, error)
             return
         self.measured.handled += len(messages)
         self.measured.processed(time.perf_counter() - began)
-        if message_logger.isEnabledFor(logging.INFO):
-            self._log_handled(messages)
-        self._finished(lane, taken)
+        if logs_messages():
+            log_handled(work, messages)
+        self._finished(lane, batch)
+        if rows:
+            self._has_queued_up(lane.partition, rows)
 
     async def _without_passed_over(self, lane: Lane, batch: list[InboundRecord]) -> list[InboundRecord]:
         """End those at the head that are not for us; the rest up to the next such one."""
@@ -441,21 +433,28 @@ class Dispatcher:
             await self._settle_head(lane)
 
     async def _settle_head(self, lane: Lane) -> None:
-        work = self.work
-        assert work.offsets is not None
+        offsets = self.work.offsets
+        assert offsets is not None
         records = list(islice(lane.records, lane.settled))
         try:
-            await work.offsets.settle(lane.partition.id, records[-1].offset + 1)
-        except MustReread as error:
-            self._reread(lane, records[0], error)
-        except DeimosError as error:
-            if not error.retriable:
-                self._stop_for(records[0], (), error, lane.attempt)
-                raise _Parked from error
-            delay = backoff_delay(work.policy.backoff, lane.waits + 1, random.random())  # noqa: S311  # jitter
-            self._wait(lane, records[0], delay, described(error))
+            await offsets.settle(lane.partition.id, records[-1].offset + 1)
+        except (MustReread, DeimosError) as error:
+            self._not_stored(lane, error)
         lane.settled = 0
         self._finished(lane, records)
+
+    def _not_stored(self, lane: Lane, error: Exception) -> NoReturn:
+        """What was to be stored about the lane's head is not, or nobody knows."""
+        first = lane.records[0]
+        if isinstance(error, MustReread):
+            self._reread(lane, first, error)
+        if isinstance(error, NoRoom):
+            self._wait_for_room(lane, error)
+        if not (isinstance(error, DeimosError) and error.retriable):
+            self._stop_for(first, (), error, lane.attempt)
+            raise _Parked from error
+        delay = backoff_delay(self.work.policy.backoff, lane.waits + 1, random.random())  # noqa: S311  # jitter
+        self._wait(lane, first, delay, described(error))
 
     def _finished(self, lane: Lane, records: Sequence[InboundRecord]) -> None:
         """These records at the lane's head have ended, one way or another."""
@@ -494,6 +493,8 @@ class Dispatcher:
         work = self.work
         if isinstance(error, MustReread):
             self._reread(lane, records[0], error)
+        if isinstance(error, NoRoom):
+            self._wait_for_room(lane, error)
         attempt = lane.attempt + 1
         if isinstance(error, Refused):
             self._stop_for(records[0], messages, error.error, attempt)
@@ -503,20 +504,17 @@ class Dispatcher:
             # record that stands alone has attempts of its own: its neighbours may have been the bad ones.
             attempt = max(attempt, work.policy.attempts)
         first = records[0]
-        surroundings = is_surroundings(error)
-        decision = decide(
+        decision = judge(
+            work,
+            self.measured,
             error,
+            policy=work.policy,
             attempt=attempt,
             waits=lane.waits,
-            policy=work.policy,
-            fatal=self._is_fatal(error, messages or [Message(first, None, None)], surroundings=surroundings),
-            surroundings=surroundings,
+            record=first,
+            messages=messages,
             undecodable=undecodable,
-            has_retry_topic=work.retry is not None,
-            random=random.random,
         )
-        if not surroundings and not isinstance(error, (Skip, DeadLetter)):
-            self.measured.failed[type(error).__name__] += 1
         where = _place(first)
         text = f"{type(error).__name__}: {described(error)}"
         match decision:
@@ -534,8 +532,8 @@ class Dispatcher:
             case StopConsumer():
                 self._stop_for(first, messages, error, attempt)
                 raise _Parked
-            case Defer() | GiveUp() | PassOver() if len(records) > 1 and not isinstance(error, (Skip, DeadLetter)):
-                self._halve(lane, len(records))
+            case Defer() | Keep() | GiveUp() | PassOver() if len(records) > 1 and not _is_wanted(error):
+                self._cut(lane, len(records), len(records) // 2)
                 logger.warning(
                     "%s: %s and %d more failed (%s); tried in halves to find the bad ones",
                     work.name, where, len(records) - 1, text,
@@ -549,6 +547,9 @@ class Dispatcher:
                 )  # fmt: skip
                 self.measured.skipped += len(records)
                 await self._conclude(lane, records)
+            case Keep(given):
+                lane.kept = self._kept(error, attempt, given)
+                await self._keep_head(lane)
             case Defer() | GiveUp():
                 lane.doomed = Doom(len(records), error, 0 if undecodable else attempt, isinstance(decision, Defer))
                 await self._send_away(lane)
@@ -576,35 +577,22 @@ class Dispatcher:
         if partition.halted or self.partitions.get(partition.id) is not partition:
             return
         partition.halt(closes_gaps=False)
+        self._rest_no_more(partition)
         self.assign((partition.id,))
         self.on_restart(partition.id)
 
     @staticmethod
-    def _halve(lane: Lane, count: int) -> None:
+    def _cut(lane: Lane, count: int, first: int) -> None:
+        """Try the first ones of so many records at the head by themselves, then the rest."""
         if lane.splits:
             lane.splits[-1] -= count
             if lane.splits[-1] <= 0:
                 lane.splits.pop()
-        lane.splits += [count - count // 2, count // 2]
+        lane.splits += [count - first, first]
         lane.attempt = lane.waits = 0
 
-    def _is_fatal(self, error: BaseException, messages: Sequence[Message[Any]], *, surroundings: bool) -> bool:
-        if isinstance(error, (Skip, DeadLetter)):
-            return False
-        if self.work.reraise and not surroundings:
-            return True
-        for selects in self.work.fatal:
-            try:
-                if selects(error, list(messages)):
-                    return True
-            except Exception:
-                # A broken callable must not decide silently: stopping loses nothing.
-                logger.exception("%s: fatal_error itself failed; the consumer stops", self.work.name)
-                return True
-        return False
-
     def _stop_for(
-        self, first: InboundRecord, messages: Sequence[Message[Any]], error: BaseException, attempt: int
+        self, first: InboundRecord | Delivery, messages: Sequence[Message[Any]], error: BaseException, attempt: int
     ) -> None:
         where = _place(first)
         logger.error(
@@ -630,7 +618,18 @@ class Dispatcher:
         work = self.work
         while (doom := lane.doomed) is not None:
             record = lane.records[0]
-            topic = await self._publish_first_that_fits(lane, record, doom)
+            try:
+                topic = await send_away(work, record, doom)
+            except DeimosError as failed:
+                if not failed.retriable:
+                    self._stop_for(record, (), failed, doom.attempts)
+                    raise _Parked from failed
+                lane.waits += 1
+                delay = backoff_delay(work.policy.backoff, lane.waits, random.random())  # noqa: S311  # jitter
+                logger.warning(
+                    "%s: %s waits %.2f s to be sent away: %s", work.name, _place(record), delay, described(failed)
+                )
+                self._park(lane, delay)
             logger.log(
                 logging.WARNING if doom.deferred else logging.ERROR,
                 "%s: %s sent to %s: %s: %s",
@@ -644,58 +643,109 @@ class Dispatcher:
             lane.doomed = Doom(doom.count - 1, doom.error, doom.attempts, doom.deferred) if doom.count > 1 else None
             await self._conclude(lane, (record,))
 
-    async def _publish_first_that_fits(self, lane: Lane, record: InboundRecord, doom: Doom) -> str:
-        """Send the record away; returns the topic. What is refused is tried with fewer headers of ours.
+    # --- messages that wait in the database --------------------------------------------------------------------
 
-        Raises `_Parked`: the brokers are away, or nothing was taken and the consumer stops.
+    def load(self, partition: Partition, rows: Sequence[WaitingRow]) -> None:
+        """What the database holds of a partition that was just placed, and is to be tried again."""
+        if self._drains is not None:
+            self._drains.load(partition, rows)
+
+    def _kept(self, error: BaseException, attempt: int, delay: float | None) -> Kept:
+        work = self.work
+        assert work.keyed is not None
+        if delay is None:
+            delay = backoff_delay(work.keyed.backoff, 1, random.random())  # noqa: S311  # jitter
+        return Kept(error, attempt, delay, work.clock.time())
+
+    async def _keep_head(self, lane: Lane) -> None:
+        """Put the lane's head, whose attempts in place are used up, into the table.
+
+        Raises:
+            _Parked: There is no room, or the database is away.
         """
-        work = self.work
-        refused: DeimosError | None = None
-        for letter in self._letters(record, doom):
-            try:
-                await work.publish(letter)
-                return letter.topic
-            except DeimosError as failed:
-                if failed.retriable:
-                    lane.waits += 1
-                    delay = backoff_delay(work.policy.backoff, lane.waits, random.random())  # noqa: S311  # jitter
-                    logger.warning(
-                        "%s: %s waits %.2f s to be sent to %s: %s",
-                        work.name, _place(record), delay, letter.topic, described(failed),
-                    )  # fmt: skip
-                    self._park(lane, delay)
-                refused = failed
-        assert refused is not None
-        self._stop_for(record, (), refused, doom.attempts)
-        raise _Parked from refused
+        work, record, kept = self.work, lane.records[0], lane.kept
+        assert work.keyed is not None
+        assert kept is not None
+        try:
+            row = await work.keyed.put_failed(lane.partition.id, record, kept, work.clock.time())
+        except (MustReread, NoRoom, DeimosError) as error:
+            self._not_stored(lane, error)
+        lane.kept = None
+        logger.warning(
+            "%s: %s failed in attempt %d; it waits in kafka_retries, and so do later messages of its key; next attempt "
+            "in %.2f s: %s: %s",
+            work.name, _place(record), kept.attempts, kept.delay, type(kept.error).__name__, described(kept.error),
+            exc_info=kept.error,
+        )  # fmt: skip
+        self._finished(lane, (record,))
+        self._has_queued_up(lane.partition, [row])
 
-    def _letters(self, record: InboundRecord, doom: Doom) -> Iterator[OutboundRecord]:
-        work = self.work
-        now = datetime.fromtimestamp(work.clock.time(), UTC)
-        if doom.deferred and work.retry is not None:
-            yield dead_letters.defer(
-                record,
-                doom.error,
-                topic=work.retry.topic,
-                group=work.group,
-                attempts=doom.attempts,
-                now=now,
-                delay=work.retry.delay,
-                is_retry=work.is_retry,
-            )
-            return
-        letter = dead_letters.build(
-            record,
-            doom.error,
-            topic=work.dead_letter_topic,
-            group=work.group,
-            attempts=doom.attempts,
-            now=now,
-            as_spring=work.spring_headers,
-            is_retry=work.is_retry,
+    async def _queue_up_head(self, lane: Lane) -> None:
+        """Put records at the lane's head, whose keys wait, behind the others. Raises as `_queue_up`."""
+        waiting, passed_over = lane.partition.waiting, lane.partition.passed_over
+        run = takewhile(
+            lambda record: record.offset not in passed_over and waiting.holds(record),
+            islice(lane.records, _MOST_QUEUED_UP),
         )
-        yield letter
-        yield dead_letters.bare(record, letter, is_retry=work.is_retry)
+        await self._queue_up(lane, list(run))
+
+    async def _queue_up(self, lane: Lane, batch: list[InboundRecord]) -> tuple[list[InboundRecord], Sequence[RetryRow]]:
+        """Records at the lane's head of which some may be of keys that wait: see `KeyedRetries.queue_up`.
+
+        Raises:
+            _Parked: There is no room for the first one, or the database is away.
+        """
+        work, partition = self.work, lane.partition
+        assert work.keyed is not None
+        try:
+            rest, rows = await work.keyed.queue_up(partition.id, partition.waiting, batch, work.clock.time())
+        except (MustReread, NoRoom, DeimosError) as error:
+            self._not_stored(lane, error)
+        if not rest:
+            self._finished(lane, batch[: len(rows)])
+            self._has_queued_up(partition, rows)
+        return rest, rows
+
+    def _call_with(self, partition: Partition, batch: Sequence[InboundRecord], rows: Sequence[RetryRow]) -> Call:
+        """The handler's call for a batch of which these rows are put into the table. Raises MustReread."""
+        keyed = self.work.keyed
+        assert keyed is not None
+        ending = keyed.passing(partition.id, batch[0].offset, batch[-1].offset + 1, rows)
+        return partial(keyed.call, ending=ending)
+
+    def _rest_no_more(self, partition: Partition) -> None:
+        if self._drains is not None:
+            self._drains.forget(partition)
+
+    def _has_queued_up(self, partition: Partition, rows: Sequence[RetryRow]) -> None:
+        assert self._drains is not None
+        self._has_room(partition)
+        self._drains.add(partition, rows)
+
+    def _wait_for_room(self, lane: Lane, why: NoRoom) -> NoReturn:
+        """Leave the lane until the next look for room in the table."""
+        partition = lane.partition
+        if not partition.held_up:
+            partition.held_up = True
+            logger.warning("%s: %s waits, and its partition with it: %s", self.work.name, _place(lane.records[0]), why)
+        lane.waits += 1
+        self.measured.waits += 1
+        self._park(lane, _ROOM_INTERVAL)
+
+    def _has_room(self, partition: Partition) -> None:
+        if partition.held_up:
+            partition.held_up = False
+            logger.info("%s: %s[%d] goes on, there is room in kafka_retries", self.work.name, *partition.id)
+
+    @property
+    def waiting(self) -> int:
+        """Messages that wait in the database, of the assigned partitions."""
+        return sum(partition.waiting.rows for partition in self.partitions.values())
+
+    @property
+    def tries(self) -> int:
+        """How often one of them was looked at, ever."""
+        return 0 if self._drains is None else self._drains.tries
 
     @property
     def at_rest(self) -> bool:
@@ -768,62 +818,19 @@ class Dispatcher:
             found = self.partitions.pop(partition, None)
             if found is not None:
                 found.halt(closes_gaps=False)
+                self._rest_no_more(found)
 
     # --- telling -----------------------------------------------------------------------------------------------
-
-    async def _traced_message(self, message: Message[Any]) -> None:
-        work = self.work
-        with work.tracing.consume_span(
-            work.name,
-            topic=message.topic,
-            group=work.group,
-            partition=message.partition,
-            headers=(list(message.headers),),
-            attributes={"messaging.kafka.offset": message.offset},
-            drawn=True,
-        ) as span:
-            try:
-                await work.call(message)
-            except Exception as error:
-                span.set_error(error)
-                raise
-
-    async def _traced_batch(self, messages: list[Message[Any]]) -> None:
-        work = self.work
-        first = messages[0]
-        with work.tracing.consume_span(
-            work.name,
-            topic=first.topic,
-            group=work.group,
-            partition=first.partition,
-            headers=[list(message.headers) for message in messages],
-            attributes={"messaging.batch.message_count": len(messages)},
-        ) as span:
-            try:
-                await work.call(messages)
-            except Exception as error:
-                span.set_error(error)
-                raise
 
     def _count_handled(self, count: int, seconds: float) -> None:
         self.measured.handled += count
         self.measured.processed(seconds / count)
 
-    def _log_handled(self, messages: Sequence[Message[Any]]) -> None:
-        first, last = messages[0], messages[-1]
-        message_logger.info(
-            "handled %s[%d]@%d..%d by %s: %s",
-            first.topic, first.partition, first.offset, last.offset, self.work.name,
-            payload_view(messages, self.work.payload_log),
-        )  # fmt: skip
+
+def _is_wanted(error: BaseException) -> bool:
+    """Whether the handler itself has said what becomes of its messages."""
+    return isinstance(error, (Skip, DeadLetter))
 
 
-def _place(record: InboundRecord) -> str:
+def _place(record: InboundRecord | Delivery) -> str:
     return f"{record.topic}[{record.partition}]@{record.offset}"
-
-
-def _raise_if_ours(error: asyncio.CancelledError) -> None:
-    """A cancellation of the worker goes on; one that the handler's own work raised is the handler's error."""
-    task = asyncio.current_task()
-    if task is None or task.cancelling():
-        raise error

@@ -7,19 +7,26 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
-from deimos_async.consuming.stored_offsets import PATIENCE, MustReread, Refused, StoredOffsets
-from deimos_async.errors import DatabaseUnavailableError
+from deimos_async.consuming.stored_offsets import PATIENCE, Ending, MustReread, Refused, StoredOffsets
+from deimos_async.errors import DatabaseError, DatabaseUnavailableError
 from deimos_async.message import TopicPartition
 from deimos_async.specs import Argument, HandlerSpec, Provide, TakeMessage, TakeSession
 
-__all__ = ["Call", "build_call", "build_fenced_call"]
+__all__ = ["Call", "FencedCall", "build_call", "build_fenced_call"]
 
 logger = logging.getLogger("deimos_async.consuming")
 
 Call = Callable[[Any], Awaitable[Any]]
 """Takes the Message, or the list of them."""
+
+
+class FencedCall(Protocol):
+    """A call whose transaction stores more than what the handler writes."""
+
+    async def __call__(self, message: Any, ending: Ending | None = None) -> None:
+        """Call with the Message, or the list of them. None: the offset moves behind them."""
 
 
 def build_call(spec: HandlerSpec, *, open_session: Callable[[], Any] | None, owner: object) -> Call:
@@ -55,7 +62,7 @@ def build_call(spec: HandlerSpec, *, open_session: Callable[[], Any] | None, own
     from deimos_async.database.transactions import enter_scope, leave_scope
 
     assert open_session is not None  # checked at start: a handler with a session needs a database
-    connect = _connecting()
+    connect, surroundings = _connecting(), _surroundings()
 
     async def with_session(message: Any) -> None:
         async with open_session() as session:
@@ -64,6 +71,10 @@ def build_call(spec: HandlerSpec, *, open_session: Callable[[], Any] | None, own
             try:
                 await invoke(message, session)
                 await session.commit()
+            except Exception as error:
+                if (translated := surroundings(error)) is not None:
+                    raise translated from error
+                raise
             finally:
                 leave_scope(scope, token)
 
@@ -72,7 +83,7 @@ def build_call(spec: HandlerSpec, *, open_session: Callable[[], Any] | None, own
 
 def build_fenced_call(
     spec: HandlerSpec, *, open_session: Callable[[], Any], owner: object, offsets: StoredOffsets | None
-) -> Call:
+) -> FencedCall:
     """As `build_call`, for `delivery="effectively_once"`: the stored offset moves in the handler's transaction.
 
     What the call raises besides the handler's own errors: `MustReread`, when the stored offset is another one, and when
@@ -86,18 +97,18 @@ def build_fenced_call(
         offsets: None: there is no partition to move on in, as in a test that hands over a message of its own.
     """
     # start-up time: SQLAlchemy is loaded only where a handler takes a session
-    from sqlalchemy.exc import DBAPIError
-
-    from deimos_async.database.errors import conflict, is_away, is_transient
+    from deimos_async.database.errors import is_away
     from deimos_async.database.fencing import FencedSession
     from deimos_async.database.transactions import enter_scope, leave_scope
 
     invoke, connect, is_batch = _invocation(spec), _connecting(), spec.batch
+    surroundings = _surroundings()
 
-    async def attempt(message: Any, session: Any, fence: FencedSession) -> None:
+    async def attempt(message: Any, session: Any, fence: FencedSession, ending: Ending | None) -> None:
         first, last = (message[0], message[-1]) if is_batch else (message, message)
         partition = TopicPartition(first.topic, first.partition)
-        place = None if offsets is None else offsets.place(partition, first.offset)
+        if ending is None and offsets is not None:
+            ending = offsets.passing(partition, first.offset, last.offset + 1)
         await invoke(message, session)
         if fence.refused is not None:
             raise fence.refused
@@ -106,8 +117,8 @@ def build_fenced_call(
             await session.flush()
         try:
             async with asyncio.timeout(PATIENCE):
-                if offsets is not None and place is not None:
-                    await offsets.move(session, partition, place, last.offset + 1)
+                if ending is not None:
+                    await ending.store(session)
                 fence.may_commit = True
                 await session.commit()
         except Exception as error:
@@ -120,23 +131,23 @@ def build_fenced_call(
                 "%s[%d]@%d..%d is committed, but what follows a commit failed", *partition, first.offset, last.offset
             )
         finally:
-            if place is not None and fence.is_committed:
-                place.next_offset = last.offset + 1
+            if ending is not None and fence.is_committed:
+                ending.committed()
 
-    async def fenced(message: Any) -> None:
+    async def fenced(message: Any, ending: Ending | None = None) -> None:
         async with open_session() as session:
             await connect(session)
             fence: FencedSession = session.sync_session
             scope, token = enter_scope(owner, session)
             try:
-                await attempt(message, session, fence)
+                await attempt(message, session, fence, ending)
             except Exception as error:
                 if fence.refused is not None:
                     if offsets is None:
                         raise fence.refused from error
                     raise Refused(fence.refused) from error
-                if isinstance(error, DBAPIError) and is_transient(error):
-                    raise conflict(error) from error
+                if (translated := surroundings(error)) is not None:
+                    raise translated from error
                 raise
             finally:
                 leave_scope(scope, token)
@@ -145,18 +156,37 @@ def build_fenced_call(
 
 
 def _connecting() -> Callable[[Any], Awaitable[None]]:
-    """What opens a session's connection, and says so where there is none to be had."""
+    """What opens a session's connection. Where there is none to be had, that is never the message's fault."""
     from sqlalchemy.exc import DBAPIError  # start-up time
 
     async def connect(session: Any) -> None:
         try:
             await session.connection()
         except (OSError, DBAPIError) as error:
-            if isinstance(error, DBAPIError) and not _is_unreachable(error):
-                raise
-            raise DatabaseUnavailableError("the database cannot be reached (setting 'database.url')") from error
+            raise DatabaseUnavailableError(
+                f"the database cannot be reached (setting 'database.url'): {type(error).__name__}"
+            ) from error
 
     return connect
+
+
+def _surroundings() -> Callable[[Exception], DatabaseError | None]:
+    """What makes a retriable error of ours from one of the database that has nothing to do with the message."""
+    # start-up time: SQLAlchemy is loaded only where a handler takes a session
+    from sqlalchemy.exc import DBAPIError
+
+    from deimos_async.database.errors import conflict, is_away, is_transient
+
+    def translated(error: Exception) -> DatabaseError | None:
+        if not isinstance(error, DBAPIError):
+            return None
+        if is_transient(error):
+            return conflict(error)
+        if is_away(error):
+            return DatabaseUnavailableError(f"the database went away, or cannot work now ({type(error).__name__})")
+        return None
+
+    return translated
 
 
 def _invocation(spec: HandlerSpec) -> Callable[[Any, Any], Awaitable[None]]:
@@ -185,11 +215,6 @@ async def _in_thread(function: Callable[..., Any], message: Any, **values: Any) 
     outcome = await asyncio.to_thread(function, message, **values)
     if inspect.isawaitable(outcome):
         await outcome  # a plain function that returns a coroutine, e.g. a wrapper around an async one
-
-
-def _is_unreachable(error: Any) -> bool:
-    # A connection that could not be opened at all: drivers raise OperationalError or InterfaceError for it.
-    return type(error).__name__ in ("OperationalError", "InterfaceError") or bool(error.connection_invalidated)
 
 
 async def _fill(

@@ -10,21 +10,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from datetime import datetime
 
 from deimos_async.consuming.offsets import OffsetFrontier
 from deimos_async.consuming.progress import Arrivals
+from deimos_async.consuming.waiting import Timer, Waiting
 from deimos_async.message import InboundRecord, TopicPartition
 from deimos_async.specs import Ordering
 
-__all__ = ["Doom", "Lane", "Partition", "Timer"]
-
-
-class Timer(Protocol):
-    """What wakes a lane later (an event loop's timer handle)."""
-
-    def cancel(self) -> None:
-        """Do not wake it. Any number of times, also after it has."""
+__all__ = ["Doom", "Kept", "Lane", "Partition"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +29,21 @@ class Doom:
     error: BaseException
     attempts: int
     deferred: bool = False
+    first_failed_at: datetime | None = None
+    """Aware. None: it fails now for the first time, or the record itself says when."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The record at a lane's head is to wait in the table `kafka_retries`, `delay` seconds from the moment it is there.
+
+    `failed_at` is the time of its last attempt in place, in seconds since the epoch.
+    """
+
+    error: BaseException
+    attempts: int
+    delay: float
+    failed_at: float
 
 
 class Lane:
@@ -51,6 +60,7 @@ class Lane:
         waits: How often its head has waited for the surroundings in a row.
         splits: Sizes of the parts, the next one last, into which a batch was cut to find its bad records.
         doomed: What at its head leaves the topic, with the error and the number of attempts.
+        kept: What is to be stored about its head, which waits in the table from then on.
         settled: How many records at its head have ended, but for their offset, which could not be stored yet.
         waiting_since: Loop time at which its oldest record came, for batches.
     """
@@ -60,6 +70,7 @@ class Lane:
         "busy",
         "doomed",
         "is_whole_partition",
+        "kept",
         "key",
         "parked",
         "partition",
@@ -85,6 +96,7 @@ class Lane:
         self.waits = 0
         self.splits: list[int] = []
         self.doomed: Doom | None = None
+        self.kept: Kept | None = None
         self.settled = 0
         self.waiting_since = 0.0
 
@@ -109,6 +121,8 @@ class Partition:
         passed_over: Offsets of records in hand that are not for this consumer: they end without being handled.
         unplaced: Where it goes on is kept in a database and was not read yet: nothing of it is fetched before.
         astray: What would be fetched next does not exist; when all that is in hand has ended it is placed anew.
+        waiting: Keys whose messages wait in the table `kafka_retries`.
+        held_up: Its next message must wait in that table, too, and there is no room.
     """
 
     __slots__ = (
@@ -128,12 +142,14 @@ class Partition:
         "finish_below",
         "first",
         "halted",
+        "held_up",
         "id",
         "parked",
         "passed_over",
         "paused",
         "record_bytes",
         "unplaced",
+        "waiting",
     )
 
     def __init__(self, id: TopicPartition, ordering: Ordering) -> None:
@@ -155,6 +171,8 @@ class Partition:
         self.passed_over: set[int] = set()
         self.unplaced = False
         self.astray = False
+        self.waiting = Waiting()
+        self.held_up = False
         self._ordering = ordering
         self._single = Lane(self, is_whole_partition=True) if ordering == "partition" else None
         self._by_key: dict[bytes, Lane] = {}

@@ -29,6 +29,9 @@ class Measurements:
         retries: Attempts that are repeated in place.
         waits: Attempts put off for the surroundings.
         skipped, dead_lettered: Messages given up.
+        kept: Messages put into the table of those that wait.
+        drained: Those of the handled that had waited there.
+        given_up: Those of the dead-lettered that had waited there.
         passed_over: Those of the skipped that are meant for other groups.
         rebalances: Assignments.
         commit_failures: Commits that could not be stored.
@@ -44,9 +47,12 @@ class Measurements:
         "_told",
         "commit_failures",
         "dead_lettered",
+        "drained",
         "failed",
         "fetched",
+        "given_up",
         "handled",
+        "kept",
         "passed_over",
         "rebalances",
         "retries",
@@ -59,6 +65,7 @@ class Measurements:
         self.passed_over = 0
         self.fetched = self.handled = self.retries = self.waits = self.skipped = self.dead_lettered = 0
         self.rebalances = self.commit_failures = 0
+        self.kept = self.drained = self.given_up = 0
         self.failed: Counter[str] = Counter()
         self.tags = names.consumer_tags(topic=topic, group=group, consumer=consumer)
         self._consumer = consumer
@@ -113,6 +120,9 @@ class Measurements:
         self._tell(names.DEAD_LETTERED, self.dead_lettered, self.tags)
         self._tell(names.REBALANCES, self.rebalances, self.tags)
         self._tell(names.COMMIT_FAILURES, self.commit_failures, self.tags)
+        self._tell(names.KEYED_STORED, self.kept, self.tags)
+        self._tell(names.KEYED_HANDLED, self.drained, self.tags)
+        self._tell(names.KEYED_GIVEN_UP, self.given_up, self.tags)
         for error, count in self.failed.items():
             self._tell(names.FAILED, count, {**self.tags, "error.type": error}, error)
 

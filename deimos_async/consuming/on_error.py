@@ -14,6 +14,7 @@ __all__ = [
     "Decision",
     "Defer",
     "GiveUp",
+    "Keep",
     "PassOver",
     "Retry",
     "Skip",
@@ -74,6 +75,14 @@ class Defer:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """To the table of messages that wait, until `delay` seconds later."""
+
+    delay: float | None
+    """None: as long as messages wait there after their first failure."""
+
+
+@dataclass(frozen=True, slots=True)
 class GiveUp:
     """To the dead-letter topic."""
 
@@ -88,7 +97,7 @@ class StopConsumer:
     """The consumer stops; the message is not committed."""
 
 
-Decision: TypeAlias = TryAgain | Wait | Defer | GiveUp | PassOver | StopConsumer
+Decision: TypeAlias = TryAgain | Wait | Defer | Keep | GiveUp | PassOver | StopConsumer
 
 
 def backoff_delay(backoff: Backoff, attempt: int, random: float) -> float:
@@ -143,12 +152,14 @@ def decide(
             )
         if has_retry_topic:
             return Defer()
+        if policy.then == "retry_keyed":
+            return Keep(error.after if isinstance(error, Retry) else None)
     match policy.then:
         case "skip":
             return PassOver()
         case "stop":
             return StopConsumer()
-        case _:
+        case _:  # with retry_keyed too: what is not tried again in place is not tried again later either
             return GiveUp()
 
 

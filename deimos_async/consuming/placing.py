@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from deimos_async.brokers.protocol import BrokerConsumer
 from deimos_async.consuming.dispatch import Dispatcher
 from deimos_async.consuming.lanes import Partition
 from deimos_async.consuming.on_error import backoff_delay
 from deimos_async.consuming.stored_offsets import PATIENCE, Place, StoredOffsets, go_on_at
-from deimos_async.database.protocol import Bookmark
+from deimos_async.database.protocol import Bookmark, WaitingRow
 from deimos_async.errors import DatabaseUnavailableError, DeimosError
 from deimos_async.message import TopicPartition
 
@@ -128,13 +128,15 @@ class Placer:
         offsets, consumer, dispatcher = self._offsets, self._consumer, self._dispatcher
         store, group, topic = offsets.store, offsets.group, dispatcher.work.topic
         ids = [partition.id for partition in partitions]
-        extents = await consumer.extents(ids)
         committed = await consumer.committed(ids)
         rows = await store.read(group, topic)
         if new := [id for id in ids if id.partition not in rows]:
-            begins = await consumer.starting_points(new)
+            begins, extents = await consumer.starting_points(new), await consumer.extents(new)
             await store.insert(group, {id: Bookmark(begins[id], extents[id].topic_id) for id in new})
             rows = await store.read(group, topic)
+        # After the rows: others may move them meanwhile, and an older end of the topic would not hold them.
+        extents = await consumer.extents(ids)
+        placed: list[tuple[Partition, Bookmark]] = []
         for partition in sorted(partitions, key=lambda partition: partition.id):
             id = partition.id
             row = rows.get(id.partition)
@@ -145,6 +147,11 @@ class Placer:
                 logger.error("%s: %s", dispatcher.work.name, problem)
             if wanted != row and not await store.replace(group, id, row, wanted):
                 continue  # moved meanwhile: looked at again at once
+            placed.append((partition, wanted))
+        # After the offsets: messages that were put aside since then were so with an offset that is not ours.
+        waiting = await self._waiting([partition.id for partition, _ in placed])
+        for partition, wanted in placed:
+            id = partition.id
             if dispatcher.partitions.get(id) is not partition or id not in consumer.assignment():
                 continue  # taken away meanwhile
             known = committed.get(id)
@@ -154,9 +161,19 @@ class Placer:
                     "without effectively_once since, or an older state of the database was restored",
                     dispatcher.work.name, *id, wanted.next_offset, known,
                 )  # fmt: skip
-            offsets.places[id] = Place(wanted.next_offset)
+            offsets.places[id] = Place(wanted.next_offset, wanted.topic_id)
             self._due.pop(id, None)
             partition.placed(wanted.next_offset, committed=known)
+            dispatcher.load(partition, waiting.get(id.partition, ()))
             consumer.seek(id, wanted.next_offset)
             consumer.resume((id,))
             dispatcher.on_change()
+
+    async def _waiting(self, ids: Sequence[TopicPartition]) -> Mapping[int, Sequence[WaitingRow]]:
+        """Messages of these partitions that wait in the database, where this consumer has such; by partition."""
+        work = self._dispatcher.work
+        found: dict[int, list[WaitingRow]] = {}
+        if work.keyed is not None and ids:
+            for row in await work.keyed.waiting(work.topic, [id.partition for id in ids]):
+                found.setdefault(row.partition, []).append(row)
+        return found

@@ -64,6 +64,12 @@ class RunnerStatus:
     stalled_partitions: frozenset[TopicPartition] = frozenset()
     """Those that have something to do and have not got on with it for `consumers.stall_timeout`, while no handler was
     at work on them and no timer was to go on with them."""
+    waiting: int = 0
+    """Messages of these partitions that wait in the database for another attempt (`then="retry_keyed"`)."""
+    waiting_keys: int = 0
+    """Keys that they are of."""
+    held_up: frozenset[TopicPartition] = frozenset()
+    """Partitions that stand still until there is room for more of them."""
 
 
 class ConsumerRunner:
@@ -216,7 +222,7 @@ class ConsumerRunner:
             raise
         if any(not partitions[id].paused and known.get(id, 0) < end for id, end in ends.items()):
             return "busy"
-        return "waiting" if in_flight else "done"
+        return "waiting" if in_flight or self._dispatcher.waiting else "done"
 
     def _is_getting_on(self) -> bool:
         dispatcher = self._dispatcher
@@ -322,6 +328,9 @@ class ConsumerRunner:
             last_progress=quiet,
             stalled=bool(stalled),
             stalled_partitions=stalled,
+            waiting=self._dispatcher.waiting,
+            waiting_keys=self._waiting_keys(),
+            held_up=frozenset(id for id, partition in self._dispatcher.partitions.items() if partition.held_up),
         )
 
     @property
@@ -333,6 +342,9 @@ class ConsumerRunner:
     def has_fetched(self) -> bool:
         """Whether it has fetched anything in its present assignment."""
         return any(partition.first is not None for partition in self._dispatcher.partitions.values())
+
+    def _waiting_keys(self) -> int:
+        return sum(partition.waiting.keys for partition in self._dispatcher.partitions.values())
 
     def _in_flight(self) -> int:
         return sum(partition.buffered for partition in self._dispatcher.partitions.values())
@@ -355,13 +367,19 @@ class ConsumerRunner:
         busy = sum(partition.busy for partition in partitions.values())
         self._stalls.look(standings, has_free_worker=busy < dispatcher.work.concurrency, now=now)
         positions = tuple(standing.position for standing in standings.values())
-        return self._progress.quiet((self._measured.fetched, self._in_flight(), dispatcher.parks, positions), now)
+        looked_at = dispatcher.parks + dispatcher.tries
+        return self._progress.quiet((self._measured.fetched, self._in_flight(), looked_at, positions), now)
 
     def _tell_gauges(self) -> None:
         metrics, tags = self._dispatcher.work.metrics, self._measured.tags
         partitions = self._dispatcher.partitions
         metrics.gauge(names.IN_FLIGHT, self._in_flight(), tags=tags)
         metrics.gauge(names.COMMIT_AGE, self._committer.age(partitions.values()), tags=tags)
+        if self._dispatcher.work.keyed is not None:
+            metrics.gauge(names.KEYED_WAITING, self._dispatcher.waiting, tags=tags)
+            metrics.gauge(names.KEYED_KEYS, self._waiting_keys(), tags=tags)
+            held_up = sum(partition.held_up for partition in partitions.values())
+            metrics.gauge(names.KEYED_HELD_UP, held_up, tags=tags)
         now = time.time()
         for id, lag in self.lag().items():
             partition = partitions[id]
@@ -384,6 +402,9 @@ class ConsumerRunner:
         if not left:
             metrics.gauge(names.IN_FLIGHT, 0, tags=tags)
             metrics.gauge(names.COMMIT_AGE, 0.0, tags=tags)
+            if self._dispatcher.work.keyed is not None:
+                for name in (names.KEYED_WAITING, names.KEYED_KEYS, names.KEYED_HELD_UP):
+                    metrics.gauge(name, 0, tags=tags)
 
 
 def _names(partitions: Iterable[TopicPartition]) -> str:

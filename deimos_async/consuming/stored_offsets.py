@@ -10,8 +10,8 @@ to begin again at what the table says. This comparison is the fence; the group's
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from collections.abc import Awaitable, Iterable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
 from deimos_async.brokers.protocol import Extent
 from deimos_async.database.protocol import Bookmark, OffsetStore
@@ -21,7 +21,21 @@ from deimos_async.message import TopicPartition
 if TYPE_CHECKING:  # start-up time: SQLAlchemy is loaded where a database is used
     from sqlalchemy.ext.asyncio import AsyncSession
 
-__all__ = ["PATIENCE", "MustReread", "OnLostOffset", "Place", "Refused", "StoredOffsets", "go_on_at"]
+__all__ = [
+    "PATIENCE",
+    "Ending",
+    "MustReread",
+    "OnLostOffset",
+    "Passing",
+    "Place",
+    "Refused",
+    "StoredOffsets",
+    "go_on_at",
+    "overtaken",
+    "patiently",
+]
+
+T = TypeVar("T")
 
 OnLostOffset: TypeAlias = Literal["stop", "earliest", "latest"]
 
@@ -30,7 +44,7 @@ PATIENCE = 60.0
 
 
 class MustReread(Exception):
-    """Nobody here knows any more where the partition goes on, and nothing was committed as far as is known."""
+    """Nobody here knows any more what the table says, and nothing was committed as far as is known."""
 
 
 class Refused(Exception):
@@ -48,11 +62,46 @@ class Place:
     offset in the table, or moves the one that the later call expects.
     """
 
-    __slots__ = ("began", "next_offset")
+    __slots__ = ("began", "next_offset", "topic_id")
 
-    def __init__(self, next_offset: int) -> None:
+    def __init__(self, next_offset: int, topic_id: str | None = None) -> None:
         self.began = next_offset
         self.next_offset = next_offset
+        self.topic_id = topic_id
+
+
+class Ending(Protocol):
+    """What is stored in a call's transaction besides what its handler writes, so that the call counts once."""
+
+    async def store(self, session: AsyncSession) -> None:
+        """The last thing before the commit. What this raises rolls everything back.
+
+        Raises:
+            MustReread: Somebody else was quicker.
+        """
+
+    def committed(self) -> None:
+        """The transaction has committed."""
+
+
+class Passing:
+    """The offset of a partition moves behind the messages of a call (an `Ending`)."""
+
+    __slots__ = ("_end", "_offsets", "_partition", "_place")
+
+    def __init__(self, offsets: StoredOffsets, partition: TopicPartition, place: Place, end: int) -> None:
+        self._offsets = offsets
+        self._partition = partition
+        self._place = place
+        self._end = end
+
+    async def store(self, session: AsyncSession) -> None:
+        """See `Ending`."""
+        await self._offsets.move(session, self._partition, self._place, self._end)
+
+    def committed(self) -> None:
+        """See `Ending`."""
+        self._place.next_offset = self._end
 
 
 class StoredOffsets:
@@ -88,6 +137,14 @@ class StoredOffsets:
             raise MustReread(f"offset {offset} was committed already, the stored offset is {place.next_offset}")
         return place
 
+    def passing(self, partition: TopicPartition, first: int, end: int) -> Passing:
+        """The ending of a call that begins with the message at `first`; the partition goes on at `end` behind it.
+
+        Raises:
+            MustReread: As `place`.
+        """
+        return Passing(self, partition, self.place(partition, first), end)
+
     async def move(self, session: AsyncSession, partition: TopicPartition, place: Place, end: int) -> None:
         """Move the stored offset in the session's transaction, which is to be rolled back if this raises.
 
@@ -97,7 +154,7 @@ class StoredOffsets:
             MustReread: Somebody else has moved it.
         """
         if not await self.store.move(session, self.group, partition, place.next_offset, end):
-            raise _overtaken(place)
+            raise overtaken(place)
 
     async def settle(self, partition: TopicPartition, end: int) -> None:
         """Store that messages have ended without a handler's commit, in a transaction of its own.
@@ -107,17 +164,25 @@ class StoredOffsets:
             DatabaseError: `retriable`; it may have been stored or not.
         """
         place = self.place(partition, end - 1)
-        try:
-            async with asyncio.timeout(PATIENCE):
-                moved = await self.store.move_alone(self.group, partition, place.next_offset, end)
-        except TimeoutError as error:
-            raise DatabaseUnavailableError(f"the database did not answer within {PATIENCE:g} s") from error
-        if not moved:
-            raise _overtaken(place)
+        if not await patiently(self.store.move_alone(self.group, partition, place.next_offset, end)):
+            raise overtaken(place)
         place.next_offset = end
 
 
-def _overtaken(place: Place) -> MustReread:
+async def patiently(question: Awaitable[T]) -> T:
+    """The database's answer. Raises DatabaseUnavailableError if there is none within `PATIENCE`, else as the question.
+
+    Then it may have been done or not.
+    """
+    try:
+        async with asyncio.timeout(PATIENCE):
+            return await question
+    except TimeoutError as error:
+        raise DatabaseUnavailableError(f"the database did not answer within {PATIENCE:g} s") from error
+
+
+def overtaken(place: Place) -> MustReread:
+    """What to raise where the stored offset is not the one that it was."""
     return MustReread(f"the stored offset is not {place.next_offset} any more, so somebody else has moved it")
 
 

@@ -6,22 +6,21 @@ once: SQLAlchemy's own way of executing costs more than the database takes for i
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, cast
 
 from sqlalchemy import ColumnElement, and_, bindparam, func, insert, inspect, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
-from deimos_async.database.errors import conflict, is_away, is_transient
+from deimos_async.database.connecting import commits_by_itself, connected
+from deimos_async.database.errors import is_away, is_transient
 from deimos_async.database.protocol import Bookmark
 from deimos_async.database.tables import kafka_offsets
-from deimos_async.errors import ConfigurationError, DatabaseUnavailableError
+from deimos_async.errors import ConfigurationError
 from deimos_async.message import TopicPartition
 
 __all__ = ["SqlOffsetStore"]
@@ -37,7 +36,7 @@ class SqlOffsetStore:
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+        self.engine = engine
         if isinstance(engine.sync_engine.pool, StaticPool):
             raise ConfigurationError(
                 "delivery='effectively_once' needs transactions that are separate, but all sessions of this engine "
@@ -61,10 +60,10 @@ class SqlOffsetStore:
             ConfigurationError: The table is missing, or the engine commits each statement by itself.
             DatabaseUnavailableError: It cannot be reached.
         """
-        async with self._connected("its tables cannot be looked at") as connection:
+        async with connected(self.engine, "its tables cannot be looked at") as connection:
             if not await connection.run_sync(lambda sync: inspect(sync).has_table(kafka_offsets.name)):
                 raise _missing()
-            if await connection.run_sync(_commits_by_itself):
+            if await connection.run_sync(commits_by_itself):
                 raise ConfigurationError(
                     "delivery='effectively_once' needs transactions, but the engine was made with "
                     "isolation_level='AUTOCOMMIT'; make it without"
@@ -75,7 +74,7 @@ class SqlOffsetStore:
         rows = select(_table.topic_partition, _table.next_offset, _table.topic_id).where(
             _table.consumer_group == group, _table.topic == topic
         )
-        async with self._connected("offsets cannot be read") as connection:
+        async with connected(self.engine, "offsets cannot be read") as connection:
             try:
                 found = (await connection.execute(rows)).all()
             except DBAPIError as error:
@@ -98,7 +97,7 @@ class SqlOffsetStore:
                 "next_offset": bookmark.next_offset,
                 "updated_at": datetime.now(UTC),
             }
-            async with self._connected("an offset cannot be stored") as connection:
+            async with connected(self.engine, "an offset cannot be stored") as connection:
                 try:
                     await connection.execute(insert(kafka_offsets).values(row))
                     await connection.commit()
@@ -114,7 +113,7 @@ class SqlOffsetStore:
             # `updated_at` changes as well, so that no database takes a row that it has found for one it left alone.
             .values(next_offset=new.next_offset, topic_id=new.topic_id, updated_at=datetime.now(UTC))
         )
-        async with self._connected("an offset cannot be stored") as connection:
+        async with connected(self.engine, "an offset cannot be stored") as connection:
             result = await connection.execute(statement)
             await connection.commit()
             return result.rowcount == 1
@@ -132,11 +131,17 @@ class SqlOffsetStore:
 
     async def move_alone(self, group: str, partition: TopicPartition, next_offset: int, end: int) -> bool:
         """In a transaction of its own; see the port."""
-        async with self._connected("an offset cannot be stored") as connection:
-            parameters = self._parameters(group, partition, next_offset, end)
-            moved = (await connection.exec_driver_sql(self._move, parameters)).rowcount == 1
+        async with connected(self.engine, "an offset cannot be stored") as connection:
+            moved = await self.move_on(connection, group, partition, next_offset, end)
             await connection.commit()
             return moved
+
+    async def move_on(
+        self, connection: AsyncConnection, group: str, partition: TopicPartition, next_offset: int, end: int
+    ) -> bool:
+        """As `move`, in the connection's transaction."""
+        parameters = self._parameters(group, partition, next_offset, end)
+        return (await connection.exec_driver_sql(self._move, parameters)).rowcount == 1
 
     def _parameters(self, group: str, partition: TopicPartition, next_offset: int, end: int) -> Any:
         assert end > next_offset  # MySQL may count only rows that have changed
@@ -149,20 +154,6 @@ class SqlOffsetStore:
         }
         return values if self._places is None else tuple(values[name] for name in self._places)
 
-    @asynccontextmanager
-    async def _connected(self, problem: str) -> AsyncIterator[AsyncConnection]:
-        try:
-            async with self._engine.connect() as connection:
-                yield connection
-        except (OSError, DBAPIError, PoolTimeoutError) as error:
-            if is_transient(error):
-                raise conflict(error) from error
-            if is_away(error) or _is_unreached(error):
-                raise DatabaseUnavailableError(
-                    f"the database cannot be reached, {problem} (setting 'database.url')"
-                ) from error
-            raise
-
 
 def _at(group: Any, topic: Any, partition: Any) -> ColumnElement[bool]:
     return and_(_table.consumer_group == group, _table.topic == topic, _table.topic_partition == partition)
@@ -173,18 +164,6 @@ def _now(dialect: str) -> ColumnElement[Any]:
     if dialect in ("mysql", "mariadb"):
         return cast("ColumnElement[Any]", text("UTC_TIMESTAMP()"))  # its CURRENT_TIMESTAMP is in the session's zone
     return func.current_timestamp()  # PostgreSQL: with time zone; SQLite: UTC
-
-
-def _is_unreached(error: BaseException) -> bool:
-    """Whether a connection could not be made: then there is no statement yet."""
-    return isinstance(error, DBAPIError) and error.statement is None
-
-
-def _commits_by_itself(connection: Any) -> bool:
-    try:
-        return bool(connection.dialect.detect_autocommit_setting(connection.connection.dbapi_connection))
-    except NotImplementedError:
-        return False
 
 
 def _missing() -> ConfigurationError:

@@ -9,6 +9,7 @@ import pytest
 from deimos_async.consuming.on_error import (
     DeadLetter,
     GiveUp,
+    Keep,
     PassOver,
     Retry,
     Skip,
@@ -68,6 +69,27 @@ def test_then_follows_the_last_attempt_and_undecodable_bytes(
     then: Any, expected: object, given: dict[str, Any]
 ) -> None:
     assert decision(ValueError(), OnError(then=then), **given) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "given", "expected"),
+    [
+        (ValueError(), {"attempt": 2}, TryAgain(1.0)),
+        (ValueError(), {"attempt": 3}, Keep(None)),
+        (Retry(after=7), {"attempt": 3}, Keep(7.0)),
+        (ValueError(), {"attempt": 3, "undecodable": True}, GiveUp()),
+        (KeyError(), {"attempt": 1}, GiveUp()),  # what is not tried again in place is not later either
+        (ValueError(), {"attempt": 99, "surroundings": True}, Wait(0.5)),
+        (Skip("no"), {"attempt": 3}, PassOver()),
+        (DeadLetter("no"), {"attempt": 3}, GiveUp()),
+        (ValueError(), {"attempt": 3, "fatal": True}, StopConsumer()),
+    ],
+)
+def test_only_what_is_tried_again_waits_with_its_key(
+    error: BaseException, given: dict[str, Any], expected: object
+) -> None:
+    policy = OnError(attempts=3, backoff=Backoff(1.0, 30.0), then="retry_keyed", exclude=(KeyError,))
+    assert decision(error, policy, **given) == expected
 
 
 def test_only_included_and_not_excluded_errors_are_retried() -> None:
