@@ -117,6 +117,13 @@ class SourceBench:
         async with self.app.running(only=("producers",)):
             yield self
 
+    async def prepare(self) -> None:
+        """Have the ids of all schemas found, which else happens when the first message needs them."""
+        assert self.app._running is not None
+        assert self.app._running.plan is not None
+        for topic in self.app._running.plan.topics.values():
+            await topic.codec.prepare()
+
     def session(self, **options: Any) -> AsyncSession:
         return AsyncSession(self.engine, **({"expire_on_commit": False} | options))
 

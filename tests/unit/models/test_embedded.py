@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from deimos_async import BatchWriteError, Deimos, Key, Message, ModelConsumer, OnError
+from deimos_async import Deimos, Key, Message, ModelConsumer, OnError
 from deimos_async.testing import DeimosHarness
 
 
@@ -78,27 +78,24 @@ async def test_topic_is_a_table_in_an_empty_database(app: Deimos, progress: Any)
         assert await names(app) == [(2, "w2")]
 
 
-async def test_relationship_in_attributes_is_refused_with_its_reason(app: Deimos) -> None:
-    widgets = app.topic("widgets", schema="com.acme.Widget", key=Key.field("id"))
+@pytest.mark.parametrize("batch", [True, False])
+@pytest.mark.parametrize("delivery", ["at_least_once", "effectively_once"])
+async def test_rows_of_another_table_are_stored_with_the_row(app: Deimos, delivery: Any, batch: bool) -> None:
+    widgets = app.topic("widgets", schema="com.acme.Widget", key=Key.field("id"), partitions=1)
+    to_widgets = app.producer(widgets)
 
-    class Attributes(ModelConsumer[Widget]):
+    @app.consumer(widgets, group="copy", batch=batch, delivery=delivery)
+    class Save(ModelConsumer[Widget]):
         def record_attributes(self, payload: Any, key: Any) -> Any:
-            return {"name": "x", "parts": []}
+            return {"name": payload["name"], "parts": [{}] * payload["id"]}
 
-    @app.consumer(widgets, group="batches", batch=True)
-    class Batches(Attributes):
-        pass
-
-    @app.consumer(widgets, group="messages")
-    class Messages(Attributes):
-        pass
-
-    reason = "table 'widgets' has no column 'parts'; rows of relationships cannot be written in this version"
     async with DeimosHarness.running(app) as deimos:
-        with pytest.raises(BatchWriteError, match=reason):
-            await deimos.consume_batch(Batches, [{"id": 1}])
-        with pytest.raises(ValueError, match=reason):
-            await deimos.consume_message(Messages, {"id": 1})
+        await to_widgets.produce_many([{"payload": {"id": number, "name": "w"}} for number in (1, 2, 3)])
+        await deimos.run_until_idle()
+        async with app.session() as session:
+            count = sa.func.count()
+            found = await session.execute(sa.select(Part.widget_id, count).group_by(Part.widget_id))
+            assert sorted(map(tuple, found)) == [(1, 1), (2, 2), (3, 3)]
 
 
 @pytest.mark.parametrize("delivery", ["at_least_once", "effectively_once"])
