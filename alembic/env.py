@@ -11,13 +11,15 @@ from alembic import context
 from fastapi_app.main import Base as OrdersBase
 from shop.events import Base as ShopBase
 from sqlalchemy import Connection
+from tables.one_table import Base as CopiesBase
+from tables.two_tables import Base as BasketsBase
 
 from deimos_async.database.engines import Database
 from deimos_async.database.tables import metadata as framework
 from deimos_async.errors import ConfigurationError
 from deimos_async.settings import load_settings
 
-TABLES = [ShopBase.metadata, OrdersBase.metadata, framework]
+TABLES = [ShopBase.metadata, OrdersBase.metadata, CopiesBase.metadata, BasketsBase.metadata, framework]
 
 
 def database() -> Database:

@@ -467,6 +467,13 @@ async def upsert_raw(topic: str, count: int, *, server: str) -> dict[str, float]
     return clock.measured
 
 
+async def enqueue(count: int, *, server: Any, by_hand: bool = False) -> dict[str, float]:
+    """Encoded messages become rows of the outbox."""
+    from enqueuing import enqueue_ours, enqueue_raw
+
+    return await (enqueue_raw if by_hand else enqueue_ours)(count, server=server)
+
+
 CASES: dict[str, Callable[[str, int], Coroutine[Any, Any, dict[str, float]]]] = {
     "codec-coerce": lambda topic, count: codec_ours(count, decode=False, coerce=True),
     "codec-encode": lambda topic, count: codec_ours(count, decode=False),
@@ -498,6 +505,12 @@ CASES: dict[str, Callable[[str, int], Coroutine[Any, Any, dict[str, float]]]] = 
     "upsert-mariadb-raw": lambda topic, count: upsert_raw(topic, count, server="mariadb"),
     "upsert-sqlite": lambda topic, count: upsert_ours(topic, count, server="sqlite"),
     "upsert-sqlite-raw": lambda topic, count: upsert_raw(topic, count, server="sqlite"),
+    "enqueue-postgres": lambda topic, count: enqueue(count, server="postgres"),
+    "enqueue-postgres-raw": lambda topic, count: enqueue(count, server="postgres", by_hand=True),
+    "enqueue-mariadb": lambda topic, count: enqueue(count, server="mariadb"),
+    "enqueue-mariadb-raw": lambda topic, count: enqueue(count, server="mariadb", by_hand=True),
+    "enqueue-sqlite": lambda topic, count: enqueue(count, server="sqlite"),
+    "enqueue-sqlite-raw": lambda topic, count: enqueue(count, server="sqlite", by_hand=True),
 }
 
 

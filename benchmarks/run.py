@@ -186,6 +186,33 @@ COMPARISONS = [
         "rate",
     ),
     Comparison(
+        "outbox",
+        "storing, 1,000 encoded messages a transaction, PostgreSQL",
+        "enqueue-postgres",
+        "enqueue-postgres-raw",
+        "asyncpg, INSERT of the same rows by unnest",
+        0.77,
+        "rate",
+    ),
+    Comparison(
+        "outbox",
+        "storing, 1,000 encoded messages a transaction, MariaDB",
+        "enqueue-mariadb",
+        "enqueue-mariadb-raw",
+        "aiomysql, INSERT of the same rows by many values",
+        0.77,
+        "rate",
+    ),
+    Comparison(
+        "outbox",
+        "storing, 1,000 encoded messages a transaction, SQLite",
+        "enqueue-sqlite",
+        "enqueue-sqlite-raw",
+        "aiosqlite executemany of the same rows",
+        0.77,
+        "rate",
+    ),
+    Comparison(
         "memory",
         "5,000 topics, 1,000,000 messages, broker in memory",
         "memory-topics",
@@ -224,11 +251,21 @@ PEERS = {
     "quixstreams-avro": Peer(("quixstreams", "confluent-kafka", "fastavro"), 50_000),
     "confluent-avro": Peer(("confluent-kafka", "fastavro"), 80_000),
 }
-_AREA_COUNTS = {"codec": 50_000, "consume": 100_000, "produce": 80_000, "upsert": 100_000, "memory": 1_000_000}
+_AREA_COUNTS = {
+    "codec": 50_000,
+    "consume": 100_000,
+    "produce": 80_000,
+    "upsert": 100_000,
+    "outbox": 100_000,
+    "memory": 1_000_000,
+}
 _COUNTS = {"handlers-by-key": 8_000, "handlers-in-turn": 300}
 _FILLED = 100_000
 """Messages in a topic to read from. A topic that becomes a table has as many as are read."""
-_DATABASES = {"postgres": ("upsert-postgres", "faststream-upsert", "memory-upsert"), "mariadb": ("upsert-mariadb",)}
+_DATABASES = {
+    "postgres": ("upsert-postgres", "faststream-upsert", "memory-upsert", "enqueue-postgres"),
+    "mariadb": ("upsert-mariadb", "enqueue-mariadb"),
+}
 """Servers that not every case needs, and how the names of those begin that do."""
 _SHOWN = ("aiokafka", "fastavro", "SQLAlchemy", "asyncpg", "aiomysql", "aiosqlite")
 """Packages whose versions the page tells."""

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from deimos_async.events import Event
     from deimos_async.message import Delivery, Headers, Message, TopicPartition
     from deimos_async.models.consumer import ModelConsumer
+    from deimos_async.models.producer import ModelProducer
+    from deimos_async.models.source import KafkaConfig, KafkaSource
+    from deimos_async.polling.poller import Poller
     from deimos_async.producing.producer import Producer
     from deimos_async.router import Router
     from deimos_async.settings import Settings
@@ -85,6 +88,9 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "events": ("Event",),
     "message": ("Delivery", "Headers", "Message", "TopicPartition"),
     "models.consumer": ("ModelConsumer",),
+    "models.producer": ("ModelProducer",),
+    "models.source": ("KafkaConfig", "KafkaSource"),
+    "polling.poller": ("Poller",),
     "producing.producer": ("Producer",),
     "router": ("Router",),
     "settings": ("Settings",),
@@ -120,15 +126,19 @@ __all__ = [
     "FieldError",
     "HandlerError",
     "Headers",
+    "KafkaConfig",
+    "KafkaSource",
     "Key",
     "LifecycleError",
     "Message",
     "Mock",
     "ModelConsumer",
+    "ModelProducer",
     "NotRunningError",
     "OffsetOutOfRangeError",
     "OnError",
     "OpenTelemetry",
+    "Poller",
     "Producer",
     "Prometheus",
     "RegistryError",

@@ -122,7 +122,7 @@ class Deimos(Declaring):
         self._defaults = merge_options(self._defaults, topic_options("app.defaults", dict(options)))
 
     def include(self, router: Router) -> None:
-        """Take in a router's topics, producers and consumers; its topics take `defaults` as they stand now.
+        """Take in a router's topics, producers, consumers and pollers; its topics take `defaults` as they stand now.
 
         Raises:
             ConfigurationError: It is included already, or a topic is declared twice with different options.
@@ -146,6 +146,7 @@ class Deimos(Declaring):
             self._declared.producers.append(producer)
             self._producer_declared(producer)
         self._declared.consumers.extend(declared.consumers)
+        self._declared.pollers.extend(declared.pollers)
 
     def _topic_declared(self, topic: Topic) -> None:
         self._refuse_running(f"topic {topic.name!r} is declared")
@@ -166,7 +167,8 @@ class Deimos(Declaring):
         """Run within the block: started when it is entered, drained and closed when it is left.
 
         Args:
-            only: Parts to run, of `"producers"` and `"consumers"`; default all. Producers always run.
+            only: Parts to run, of `"producers"`, `"consumers"`, `"outbox"` and `"pollers"`; default all. Producers
+                always run.
 
         Raises:
             ConfigurationError: Every mistake that can be seen before the first message.
@@ -282,6 +284,8 @@ class Deimos(Declaring):
             supervised=running.supervisor.is_alive,
             failures=running.supervisor.failures,
             consumers=running.consumers(),
+            outbox=running.outbox(),
+            pollers=running.poller_statuses(),
         )
 
     def web(self) -> WebApp:

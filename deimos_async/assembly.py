@@ -23,9 +23,10 @@ from deimos_async.schemas.codec import TopicCodec, build_codec
 from deimos_async.schemas.files import SchemaFiles
 from deimos_async.schemas.typed import payload_converter
 from deimos_async.specs import ConsumerSpec, HandlerSpec, handler_spec
-from deimos_async.topics import UNSET, FatalError, OnError, Topic, TopicOptions, merge_options
+from deimos_async.topics import UNSET, FatalError, NoKey, OnError, Topic, TopicOptions, merge_options
 
 if TYPE_CHECKING:  # start-up time: the client is loaded where a topic uses a registry
+    from deimos_async.polling.poller import PlannedPoller
     from deimos_async.schemas.registry import SchemaRegistry
     from deimos_async.settings import Settings
 
@@ -174,6 +175,7 @@ class Plan:
 
     topics: Mapping[str, PlannedTopic]
     consumers: tuple[PlannedConsumer, ...]
+    pollers: tuple[PlannedPoller, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +244,8 @@ def make_plan(
         if planned is not None:
             topics[name] = planned
     problems += _check_producers(declared.producers, declared.topics)
+    if dialect is None:
+        problems += _check_outbox(declared.producers, settings)
     consumers = []
     surroundings = _Surroundings(settings, codecs, fatal_error, dialect, events)
     for spec in declared.consumers:
@@ -257,9 +261,10 @@ def make_plan(
         if consumer is not None:
             consumers.append(consumer)
     problems += _check_groups(declared.consumers, settings)
+    pollers = _plan_pollers(declared, problems, has_database=dialect is not None)
     if problems:
         raise ConfigurationError(*problems)
-    return Plan(topics, tuple(consumers))
+    return Plan(topics, tuple(consumers), pollers)
 
 
 def _topic_name(topic: Any) -> str:
@@ -289,8 +294,6 @@ def _plan_topic(
         )
     if (options.registry_user or options.registry_password) and not options.registry_url:
         found.append(f"topic {name!r}: registry_user and registry_password belong to registry_url; give that too")
-    if options.on_error.then == "retry_keyed":
-        found.append(f"topic {name!r}: on_error.then='retry_keyed' is not available in this version")
     codec = None
     try:
         codec = codecs.codec(name, options)
@@ -312,6 +315,27 @@ def _check_producers(producers: Iterable[Producer], topics: Mapping[str, Topic])
                 f"producer {type(producer).__name__}: topic {producer.topic.name!r} was declared elsewhere "
                 "(another router or application); include that router too, or declare the topic here"
             )
+        yield from (f"producer {type(producer).__name__}: {problem}" for problem in producer._problems())
+
+
+def _check_outbox(producers: Iterable[Producer], settings: Settings) -> Iterable[str]:
+    missing = "there is no database; set 'database.url', or give Deimos(engine=...)"
+    if settings.producers.backend == "outbox":
+        yield f"setting 'producers.backend' is 'outbox', but {missing}"
+    for producer in producers:
+        if producer._backend == "outbox":
+            where = f"producer {type(producer).__name__}: topic {producer.topic.name!r}"
+            yield f"{where} has backend='outbox', but {missing}"
+
+
+def _plan_pollers(declared: Declarations, problems: list[str], *, has_database: bool) -> tuple[PlannedPoller, ...]:
+    if not declared.pollers:
+        return ()
+    from deimos_async.polling.poller import plan_pollers  # start-up time: loads SQLAlchemy
+
+    if not has_database:
+        problems.append("pollers read tables, but there is no database; set 'database.url', or give Deimos(engine=...)")
+    return tuple(plan_pollers(declared.pollers, declared.producers, problems))
 
 
 def _check_groups(specs: Iterable[ConsumerSpec], settings: Settings) -> Iterable[str]:
@@ -382,10 +406,11 @@ def _plan_consumer(
         return None
     policy = spec.on_error or topic.options.on_error
     template = settings.consumers.dead_letter_topic
-    if policy.then == "dead_letter" and is_dead_letter_topic(topic.kafka_name, template) and spec.on_error is None:
+    sends_letters = policy.then in ("dead_letter", "retry_keyed")
+    if sends_letters and is_dead_letter_topic(topic.kafka_name, template) and spec.on_error is None:
         # The general policy cannot hold for dead letters themselves; stopping loses none of them.
-        policy = dataclasses.replace(policy, then="stop", retry_topics=())
-    if policy.then == "dead_letter" and is_dead_letter_topic(topic.kafka_name, template):
+        policy, sends_letters = dataclasses.replace(policy, then="stop", retry_topics=()), False
+    if sends_letters and is_dead_letter_topic(topic.kafka_name, template):
         problems.append(
             f"consumer {spec.name!r} reads {topic.name!r}, which is a dead-letter topic by its name "
             f"('consumers.dead_letter_topic' is {template!r}); there are no dead letters of dead letters: give "
@@ -405,6 +430,11 @@ def _plan_consumer(
             f"consumer {spec.name!r}: with delivery='effectively_once' a crash could leave a message both in its topic "
             "and in a retry topic, and it would count twice; give on_error=OnError(...) without retry_topics"
         )
+        return None
+    if policy.then == "retry_keyed" and (
+        missing := list(_missing_for_keyed_retries(spec, topic, has_database=surroundings.dialect is not None))
+    ):
+        problems += missing
         return None
     return PlannedConsumer(
         spec=spec,
@@ -437,6 +467,22 @@ def _check_effectively_once(spec: ConsumerSpec, handler: HandlerSpec, kafka_grou
         )
 
 
+def _missing_for_keyed_retries(spec: ConsumerSpec, topic: PlannedTopic, *, has_database: bool) -> Iterable[str]:
+    where = f"consumer {spec.name!r}: on_error says then='retry_keyed', by which messages wait in the database"
+    if not has_database:
+        yield f"{where}, but there is none; set 'database.url', or give Deimos(engine=...)"
+    if spec.delivery != "effectively_once":
+        yield (
+            f"{where}, stored together with the offset; give delivery='effectively_once' (and the handler an "
+            "AsyncSession), or another on_error"
+        )
+    if topic.options.key is UNSET or isinstance(topic.options.key, NoKey):
+        yield (
+            f"{where} key by key, but topic {topic.name!r} has no keys; give its key= (Key.field(...), Key.schema(...) "
+            "or Key.plain()), or another on_error"
+        )
+
+
 def with_codecs(plan: Plan, codecs: Codecs) -> Plan:
     """The same plan, consumers' instances included, with payloads and keys read and written by other codecs.
 
@@ -454,7 +500,7 @@ def with_codecs(plan: Plan, codecs: Codecs) -> Plan:
         )
         for consumer in plan.consumers
     ]
-    return Plan(topics, tuple(consumers))
+    return Plan(topics, tuple(consumers), plan.pollers)
 
 
 def _converter(
@@ -499,6 +545,7 @@ def _bind_class(
             Circumstances(
                 name=spec.name,
                 key=UNSET if topic is None else topic.options.key,
+                options=TopicOptions() if topic is None else topic.options,
                 batch=spec.batch,
                 delivery=spec.delivery,
                 dialect=surroundings.dialect,
@@ -541,7 +588,7 @@ def required_topics(plan: Plan, settings: Settings) -> list[RequiredTopic]:
                 continue
             key = (source.cluster, name)
             known = required.get(key)
-            needed = not is_letters or consumer.policy.then == "dead_letter"
+            needed = not is_letters or consumer.policy.then in ("dead_letter", "retry_keyed")
             required[key] = RequiredTopic(
                 source.cluster,
                 name,

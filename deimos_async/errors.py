@@ -204,6 +204,7 @@ class DeliveryError(BrokerError):
         indexes: Positions, in the call's list, of the messages that failed, ascending.
         deliveries: For each message of the call its `Delivery`, or None if it failed.
         unknown: Whether the broker may have stored them all the same.
+        of_topic: Whether it lies with the topic, not with the messages: others to it would fail as well.
     """
 
     def __init__(
@@ -214,8 +215,10 @@ class DeliveryError(BrokerError):
         deliveries: Sequence[Any] = (),
         unknown: bool = False,
         retriable: bool = False,
+        of_topic: bool = False,
     ) -> None:
         super().__init__(message)
+        self.of_topic = of_topic
         self.indexes: tuple[int, ...] = tuple(indexes)
         self.deliveries: tuple[Any, ...] = tuple(deliveries)
         self.unknown = unknown

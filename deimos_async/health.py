@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from deimos_async.consuming.runner import RunnerStatus
+
+if TYPE_CHECKING:  # start-up time: loaded where the outbox is sent
+    from deimos_async.outbox.pump import PumpStatus
+    from deimos_async.polling.scheduler import PollerStatus
 
 __all__ = ["Health", "judge"]
 
@@ -24,9 +28,12 @@ class Health:
         state: Where it is in its life. `"stopped"` also before the first start.
         alive: Every consumer makes progress, has a handler at work, or has nothing to do, and nothing has failed.
             False: a restart may help.
-        ready: It runs, its schemas are prepared, its consumers have joined, and nothing has failed.
+        ready: It runs, its schemas are prepared, its consumers have joined, the outbox's pump has taken part in the
+            leases, and nothing has failed.
         problems: Why it is not alive, a sentence each, without payloads and texts of errors.
         consumers: What each consumer is doing.
+        outbox: What the outbox's pump is doing; None: it does not run here.
+        pollers: What each poller is doing, if they run here.
     """
 
     state: State
@@ -34,6 +41,8 @@ class Health:
     ready: bool
     problems: tuple[str, ...] = ()
     consumers: tuple[RunnerStatus, ...] = field(default=())
+    outbox: PumpStatus | None = None
+    pollers: tuple[PollerStatus, ...] = ()
 
 
 def judge(
@@ -43,6 +52,8 @@ def judge(
     supervised: bool,
     failures: Mapping[str, BaseException],
     consumers: Sequence[RunnerStatus],
+    outbox: PumpStatus | None = None,
+    pollers: Sequence[PollerStatus] = (),
 ) -> Health:
     """Decide.
 
@@ -58,7 +69,8 @@ def judge(
         problems.append("the application does not run")
     if state == "running" and not supervised:
         problems.append("the supervisor has ended")
-    return Health(state, not problems, ready and state == "running", tuple(problems), tuple(consumers))
+    is_ready = ready and state == "running"
+    return Health(state, not problems, is_ready, tuple(problems), tuple(consumers), outbox, tuple(pollers))
 
 
 def _failed(failures: Mapping[str, BaseException]) -> Iterable[str]:

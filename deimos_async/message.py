@@ -29,9 +29,12 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 HeaderValue = bytes | None
 HeadersInput = Mapping[str, "str | bytes | None"] | Iterable[tuple[str, "str | bytes | None"]]
 """What users give as headers: a mapping, or pairs where a name may occur again."""
-RESERVED_HEADERS = ("deimos-dlq-", "deimos-retry-", "deimos-replay")
-"""Beginnings of the names by which dead letters, retry topics and replays are steered. Producers leave them out of what
-users give: passed on with `headers=message.headers` they would say of a new message what was true of another one.
+RESERVED_HEADERS = (
+    "deimos-dlq-", "deimos-retry-", "deimos-replay", "deimos-message-id", "deimos-seq", "deimos-enqueued-at",
+)  # fmt: skip
+"""Beginnings of the names by which dead letters, retry topics and replays are steered, and messages of the outbox told
+apart. Producers leave them out of what users give: passed on with `headers=message.headers` they would say of a new
+message what was true of another one.
 """
 
 

@@ -11,8 +11,17 @@ from typing import Any, Literal, TypeVar, overload
 from typing_extensions import Unpack
 
 from deimos_async.errors import ConfigurationError
+from deimos_async.producing.outlet import BACKENDS
 from deimos_async.producing.producer import Producer
-from deimos_async.specs import ConsumerSpec, Delivering, Ordering, check_consumer
+from deimos_async.specs import (
+    ConsumerSpec,
+    Delivering,
+    Ordering,
+    PollerSpec,
+    Polling,
+    check_consumer,
+    check_poller,
+)
 from deimos_async.topics import (
     TOPIC_OPTION_NAMES,
     FatalError,
@@ -36,6 +45,7 @@ class Declarations:
     topics: dict[str, Topic] = field(default_factory=dict)
     producers: list[Producer] = field(default_factory=list)
     consumers: list[ConsumerSpec] = field(default_factory=list)
+    pollers: list[PollerSpec] = field(default_factory=list)
 
 
 def topic_options(where: str, options: dict[str, Any]) -> TopicOptions:
@@ -57,7 +67,7 @@ def topic_options(where: str, options: dict[str, Any]) -> TopicOptions:
 
 
 class Declaring:
-    """Topics, producers and consumers are declared here. `Deimos` and `Router` have it in common."""
+    """Topics, producers, consumers and pollers are declared here. `Deimos` and `Router` have it in common."""
 
     def __init__(self) -> None:
         self._declared = Declarations()
@@ -105,7 +115,7 @@ class Declaring:
         Args:
             topic: From `topic(...)`.
             cls: `Producer` or a subclass; it is made without arguments.
-            backend: `"kafka"`, `"kafka_async"` or `"test"` instead of `producers.backend`.
+            backend: `"kafka"`, `"kafka_async"`, `"outbox"` or `"test"` instead of `producers.backend`.
             allow_loss: Whether handlers with `delivery="effectively_once"` may use it though its backend sends after
                 the commit: a crash in between loses the message.
         """
@@ -113,9 +123,9 @@ class Declaring:
             raise ConfigurationError(f"producer(...) takes what topic(...) returned, not {topic!r}")
         if not (isinstance(cls, type) and issubclass(cls, Producer)):
             raise ConfigurationError(f"producer of topic {topic.name!r}: give a subclass of Producer, not {cls!r}")
-        if backend is not None and backend not in ("kafka", "kafka_async", "test"):
+        if backend is not None and backend not in BACKENDS:
             raise ConfigurationError(
-                f"producer of topic {topic.name!r}: backend={backend!r} is not one of 'kafka', 'kafka_async', 'test'"
+                f"producer of topic {topic.name!r}: backend={backend!r} is not one of {', '.join(map(repr, BACKENDS))}"
             )
         producer = cls()
         producer._bind(topic, backend, allow_loss=allow_loss)
@@ -188,6 +198,72 @@ class Declaring:
 
         return register
 
+    def poller(
+        self,
+        *producers: Producer,
+        name: str | None = None,
+        mode: Polling = "time",
+        poller_class: type | None = None,
+        run_every: float = 60.0,
+        retries: int | None = 1,
+        skip_too_large_messages: bool = False,
+        delay_time: float = 2.0,
+        timestamp_column: str = "updated_at",
+        full_table: bool = False,
+        start_from_beginning: bool = True,
+        state_column: str | None = None,
+        publish_timestamp_column: str | None = None,
+        published_state: Any = None,
+        failed_state: Any = None,
+    ) -> None:
+        """Send rows of a table that have changed, found by looking now and then.
+
+        Args:
+            producers: Model producers, as `producer(...)` returned them; every row goes to each. The first one's model
+                is read.
+            name: Unique; its cursor is kept by it. Default: the class of the first producer, or `poller_class`.
+            mode: `"time"`: rows whose timestamp has moved on. `"state"`: rows that are not marked as sent.
+            poller_class: Subclass of `Poller`, which may choose producers and rows.
+            run_every: Seconds from the end of a run, which reads until nothing is left, to the next one.
+            retries: Attempts after the first one, for errors that are not Kafka's; None: for ever. Then rows that fail
+                are found, and the others sent. Errors of Kafka, registry and database are retried for ever.
+            skip_too_large_messages: Leave out rows whose message is too large; else they are tried again later.
+            delay_time: Seconds to stay behind the present, for clocks that differ. `mode="time"` stays behind open
+                transactions as well.
+            timestamp_column: The row's time of change, a DateTime in UTC that is never NULL.
+            full_table: Send the whole table in each run (`mode="time"`).
+            start_from_beginning: False: the first run begins at the present time (`mode="time"`).
+            state_column: With `published_state` and `failed_state`: what is set in rows that were sent, or could not
+                be (`mode="state"`). Rows with neither are read, unless a `poll_query` says otherwise.
+            publish_timestamp_column: Is set to the time of sending (`mode="state"`).
+
+        Raises:
+            ConfigurationError: Here: an option that cannot be. At start: no producers, no ModelProducer, columns that
+                the model lacks, a timestamp that may be NULL, two pollers of one name, no database.
+        """
+        spec = PollerSpec(
+            producers=producers,
+            name=name,
+            mode=mode,
+            poller_class=poller_class,
+            run_every=run_every,
+            retries=retries,
+            skip_too_large_messages=skip_too_large_messages,
+            delay_time=delay_time,
+            timestamp_column=timestamp_column,
+            full_table=full_table,
+            start_from_beginning=start_from_beginning,
+            state_column=state_column,
+            publish_timestamp_column=publish_timestamp_column,
+            published_state=published_state,
+            failed_state=failed_state,
+        )
+        problems = check_poller(spec)
+        if problems:
+            raise ConfigurationError(*problems)
+        self._poller_declared(spec)
+        self._declared.pollers.append(spec)
+
     def _topic_declared(self, topic: Topic) -> None:
         """For the application, which fixes the defaults at this moment."""
 
@@ -197,9 +273,12 @@ class Declaring:
     def _consumer_declared(self, spec: ConsumerSpec) -> None:
         """For whoever has something against it."""
 
+    def _poller_declared(self, spec: PollerSpec) -> None:
+        """For whoever has something against it."""
+
 
 class Router(Declaring):
-    """Declares topics, producers and consumers for an application that includes it later.
+    """Declares topics, producers, consumers and pollers for an application that includes it later.
 
     Its topics take `app.defaults` as they stand at `include`. Producing before is a `ConfigurationError`.
     """
@@ -223,6 +302,9 @@ class Router(Declaring):
 
     def _consumer_declared(self, spec: ConsumerSpec) -> None:
         self._refuse_late(f"consumer {spec.name!r}")
+
+    def _poller_declared(self, spec: PollerSpec) -> None:
+        self._refuse_late(f"poller {spec.name!r}")
 
     def _refuse_late(self, what: str) -> None:
         if self._app is not None:

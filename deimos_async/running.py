@@ -12,8 +12,9 @@ import dataclasses
 import logging
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,7 +27,8 @@ from deimos_async.brokers.protocol import Broker, BrokerProducer, ConsumerOption
 from deimos_async.consuming.clock import Clock, LoopClock
 from deimos_async.consuming.dead_letters import is_dead_letter_topic
 from deimos_async.consuming.dispatch import NextRetry, Work
-from deimos_async.consuming.handling import Call, build_call, build_fenced_call
+from deimos_async.consuming.handling import Call, FencedCall, build_call, build_fenced_call
+from deimos_async.consuming.keyed import KeyedRetries
 from deimos_async.consuming.runner import ConsumerRunner, RunnerOptions, RunnerStatus
 from deimos_async.consuming.stored_offsets import StoredOffsets
 from deimos_async.consuming.watchdog import WatchedConsumer
@@ -34,21 +36,26 @@ from deimos_async.errors import ConfigurationError, DatabaseError, DeimosError
 from deimos_async.events import EventBus
 from deimos_async.loop_lag import LoopLag
 from deimos_async.message import OutboundRecord
+from deimos_async.outbox.signal import OutboxSignal
 from deimos_async.producing.backends import DeliveryErrorHandler, KafkaAsyncBackend, KafkaBackend, TestBackend
 from deimos_async.producing.measuring import SendMeasurements
-from deimos_async.producing.outlet import Outlets, TopicOutlet
+from deimos_async.producing.outlet import Outlets, ProducerBackend, TopicOutlet
 from deimos_async.provisioning import check_topics, create_topics
 from deimos_async.router import Declarations
 from deimos_async.schemas.codec import TopicCodec, UnknownWriter
-from deimos_async.service import Supervisor
+from deimos_async.service import Service, Supervisor
 from deimos_async.telemetry.protocol import Metrics, Tracing
-from deimos_async.topics import UNSET, FatalError, TopicOptions
+from deimos_async.topics import UNSET, Backoff, FatalError, TopicOptions
 
 if TYPE_CHECKING:  # start-up time: SQLAlchemy and pydantic are loaded where they are used
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from deimos_async.database.engines import Database
     from deimos_async.database.offsets import SqlOffsetStore
+    from deimos_async.database.retries import SqlRetryStore
+    from deimos_async.outbox.pump import OutboxPump, PumpStatus
+    from deimos_async.polling.scheduler import Pollers, PollerStatus
+    from deimos_async.producing.outbox_backend import OutboxBackend
     from deimos_async.schemas.registry import SchemaRegistry
     from deimos_async.settings import KafkaSettings, Settings
 
@@ -56,8 +63,9 @@ __all__ = ["PARTS", "Administration", "Ingredients", "Running"]
 
 logger = logging.getLogger("deimos_async")
 
-PARTS = ("producers", "consumers")
-"""Parts of an application that this version has. Producers always run: handlers and dead letters need them."""
+PARTS = ("producers", "consumers", "outbox", "pollers")
+"""Parts of an application that this version has. Producers always run: handlers and dead letters need them. Unless it
+is asked for by itself, the outbox is sent only where a producer uses it."""
 
 _STOP_MARGIN = 10.0
 """Seconds that a service has beyond its own deadline before it is cancelled."""
@@ -186,9 +194,14 @@ class Running:
         self.brokers: dict[str, Broker] = {}
         self.database: Database | None = None
         self._offset_store: SqlOffsetStore | None = None
+        self._retry_store: SqlRetryStore | None = None
         self.outlets: Outlets | None = None
         self.buffered: KafkaAsyncBackend | None = None
         self.test_backend = TestBackend()
+        self.outbox_signal = OutboxSignal()
+        """Told of what is committed to the outbox in this process."""
+        self.pump: OutboxPump | None = None
+        self.pollers: Pollers | None = None
         self.plan: Plan | None = None
         self.codecs: Codecs | None = None
         self.clock: Clock = LoopClock()
@@ -249,8 +262,9 @@ class Running:
         stack = self._stack
         self.plan = self._make_plan(stack)
         await self._provide_tables()
-        await self._start_brokers(self.plan, stack)
-        await self._provide_topics(self.plan)
+        if not self._only_stores:
+            await self._start_brokers(self.plan, stack)
+            await self._provide_topics(self.plan)
         await self._open_producers(stack)
         await self._open_services(stack)
 
@@ -289,7 +303,8 @@ class Running:
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             self.database = Database.from_url(f"sqlite+aiosqlite:///{folder / 'embedded.sqlite3'}")
         elif url is not None:
-            self.database = Database.from_url(url.get_secret_value())
+            limit = given.settings.database.idle_transaction_timeout
+            self.database = Database.from_url(url.get_secret_value(), idle_transaction_timeout=limit)
         assert self.database is not None
         stack.push_async_callback(self.database.close)
 
@@ -300,12 +315,37 @@ class Running:
 
         await create_framework_tables(self.database.engine)
         assert self.plan is not None
-        for metadata in dict.fromkeys(metadata for consumer in self.plan.consumers for metadata in consumer.metadata):
+        for metadata in dict.fromkeys(self._model_tables(self.plan)):
             async with self.database.engine.begin() as connection:
                 await connection.run_sync(metadata.create_all)
 
+    def _model_tables(self, plan: Plan) -> Iterator[Any]:
+        """MetaData of the tables of every model that consumers and producers name, and of sources."""
+        producers = self._given.declared.producers
+        yield from (metadata for consumer in plan.consumers for metadata in consumer.metadata)
+        yield from (metadata for producer in producers for metadata in producer._metadata())
+        # Without that module loaded there are no sources, and SQLAlchemy's ORM need not be loaded.
+        sources = sys.modules.get("deimos_async.models.source")
+        if sources is not None:
+            yield from sources.source_tables(producers)
+
+    @property
+    def _producer_backends(self) -> frozenset[str]:
+        """Names of those that the producers use, as far as it is declared."""
+        default = self._given.settings.producers.backend
+        return frozenset({default, *(producer._backend or default for producer in self._given.declared.producers)})
+
+    @property
+    def _only_stores(self) -> bool:
+        """Whether this process writes messages into the database and does nothing else: then it needs no brokers."""
+        return (
+            self._parts == {"producers"} and self._producer_backends == {"outbox"} and not self._given.settings.embedded
+        )
+
     async def _start_brokers(self, plan: Plan, stack: AsyncExitStack) -> None:
         used = {topic.options.cluster for topic in plan.topics.values() if topic.is_produced or topic.is_consumed}
+        if self._pumps and not used:
+            used = {"default"}  # rows of topics that are not declared here are sent, too
         for cluster in sorted(used):
             broker = (self._given.broker_factory or make_broker)(cluster, self._given.settings)
             self.brokers[cluster] = broker
@@ -328,21 +368,23 @@ class Running:
         """With the backend `test` and no consumers nothing reaches the brokers."""
         return self._given.settings.producers.backend != "test" or "consumers" in self._parts
 
+    def _producer_options(self, cluster: str) -> ProducerOptions:
+        settings = self._given.settings
+        return ProducerOptions(
+            client_id=kafka_settings(settings, cluster).client_id,
+            delivery_timeout=settings.producers.delivery_timeout,
+            compression=None if settings.producers.compression == "none" else settings.producers.compression,
+            max_batch_bytes=settings.producers.max_batch_bytes,
+            max_request_bytes=settings.producers.max_request_bytes,
+        )
+
     async def _open_producers(self, stack: AsyncExitStack) -> None:
         assert self.plan is not None
         given = self._given
         settings = given.settings
         producers: dict[str, BrokerProducer] = {}
         for cluster, broker in self.brokers.items():
-            producer = broker.producer(
-                ProducerOptions(
-                    client_id=kafka_settings(settings, cluster).client_id,
-                    delivery_timeout=settings.producers.delivery_timeout,
-                    compression=None if settings.producers.compression == "none" else settings.producers.compression,
-                    max_batch_bytes=settings.producers.max_batch_bytes,
-                    max_request_bytes=settings.producers.max_request_bytes,
-                )
-            )
+            producer = broker.producer(self._producer_options(cluster))
             stack.push_async_callback(producer.stop)
             await producer.start()
             producers[cluster] = producer
@@ -355,6 +397,16 @@ class Running:
             measured=measured,
             on_delivery_error=given.on_delivery_error,
         )
+        backends: dict[str, ProducerBackend] = {"test": self.test_backend}
+        if not self._only_stores:
+            backends |= {"kafka": direct, "kafka_async": self.buffered}
+        if self.database is not None:
+            from deimos_async.producing.outbox_backend import OutboxBackend  # start-up time: loads SQLAlchemy
+
+            outbox = OutboxBackend(self.database.engine, self.outbox_signal, given.metrics)
+            if "outbox" in self._producer_backends:
+                await self._check_outbox(outbox)
+            backends["outbox"] = outbox
         self.outlets = Outlets(
             owner=given.owner,
             topics={
@@ -362,16 +414,38 @@ class Running:
                     topic.name, topic.kafka_name, topic.options.cluster, topic.codec, topic.options.payload_log
                 )
                 for topic in self.plan.topics.values()
-                if topic.options.key is not UNSET and topic.options.cluster in self.brokers
+                if topic.options.key is not UNSET and (topic.options.cluster in self.brokers or self._only_stores)
             },
-            backends={"kafka": direct, "kafka_async": self.buffered, "test": self.test_backend},
+            backends=backends,
             default_backend=settings.producers.backend,
             disabled=settings.producers.disabled,
             events=given.events,
             measured=measured,
             tracing=given.tracing,
+            truncate_columns=settings.producers.truncate_columns,
+            open_session=None if self.database is None else self.database.session,
         )
         self.letter_producers = producers
+
+    async def _check_outbox(self, outbox: OutboxBackend) -> None:
+        """Raises ConfigurationError where messages cannot be stored; a database that is away may come back."""
+        try:
+            await outbox.check()
+        except DatabaseError as error:
+            if not error.retriable:
+                raise
+            logger.warning("the outbox's tables could not be looked at: %s", error)
+
+    def _notifiers(self) -> list[Service]:
+        """What tells other processes of rows in the outbox, where the database can."""
+        if self.database is None:
+            return []
+        dialect = self.database.engine.dialect
+        if (dialect.name, dialect.driver) != ("postgresql", "asyncpg"):
+            return []
+        from deimos_async.outbox.notifying import OutboxNotifier  # start-up time: loads SQLAlchemy
+
+        return [OutboxNotifier(self.database.engine, self.outbox_signal)]
 
     async def _open_services(self, stack: AsyncExitStack) -> None:
         assert self.plan is not None
@@ -394,9 +468,22 @@ class Running:
             ]
         )
         loop_lag = LoopLag(self._given.metrics, warn_above=settings.consumers.loop_lag_warning)
-        stack.push_async_callback(supervisor.stop, self._preparation, loop_lag, timeout=_STOP_MARGIN)
+        notifiers = self._notifiers()
+        stack.push_async_callback(supervisor.stop, self._preparation, loop_lag, *notifiers, timeout=_STOP_MARGIN)
         stack.push_async_callback(flush)
-        await supervisor.start([loop_lag, backend, self._preparation])
+        await supervisor.start([loop_lag, backend, self._preparation, *notifiers])
+        if self._pumps:
+            self.pump = self.build_pump()
+            stack.push_async_callback(
+                supervisor.stop, self.pump, timeout=settings.outbox.shutdown_timeout + _STOP_MARGIN
+            )
+            await supervisor.start([self.pump])
+        if self._polls:
+            self.pollers = self.build_pollers()
+            stack.push_async_callback(
+                supervisor.stop, self.pollers, timeout=settings.pollers.shutdown_timeout + _STOP_MARGIN
+            )
+            await supervisor.start([self.pollers])
         if "consumers" not in self._parts:
             return
         if any(consumer.spec.delivery == "effectively_once" for consumer in self.plan.consumers):
@@ -411,10 +498,83 @@ class Running:
         )
         await supervisor.start(self._runners)
 
+    @property
+    def _pumps(self) -> bool:
+        """Whether this process sends what waits in the outbox."""
+        asked_for = "outbox" in self._parts and self._parts != frozenset(PARTS)
+        if asked_for and self.database is None:
+            raise ConfigurationError(
+                "the outbox is in a database, and there is none; set 'database.url', or give Deimos(engine=...)"
+            )
+        return asked_for or ("outbox" in self._parts and self.uses_outbox)
+
+    @property
+    def uses_outbox(self) -> bool:
+        """Whether a producer of the application stores messages in the outbox."""
+        return self.database is not None and "outbox" in self._producer_backends
+
+    def build_pump(self) -> OutboxPump:
+        """A service that sends the outbox, not started."""
+        from deimos_async.pumps import build_pump  # start-up time: loads SQLAlchemy
+
+        assert self.database is not None
+        assert self.plan is not None
+        given = self._given
+        return build_pump(
+            self.database.engine,
+            brokers=self.brokers,
+            producer=self._producer_options("default"),
+            plan=self.plan,
+            settings=given.settings,
+            signal=self.outbox_signal,
+            metrics=given.metrics,
+            events=given.events,
+            tracing=given.tracing,
+        )
+
+    @property
+    def _polls(self) -> bool:
+        """Whether this process runs pollers."""
+        assert self.plan is not None
+        if "pollers" not in self._parts:
+            return False
+        if not self.plan.pollers:
+            if self._parts <= {"pollers", "producers"}:
+                raise ConfigurationError("the application has no pollers; declare them with app.poller(...)")
+            return False
+        if self._given.settings.producers.disabled:
+            logger.warning("pollers do not run, as producers are stopped by setting 'producers.disabled'")
+            return False
+        return True
+
+    def build_pollers(self, ahead: Callable[[], float] = lambda: 0.0) -> Pollers:
+        """A service that runs the pollers, not started.
+
+        Args:
+            ahead: Seconds by which the run's clock is ahead of the database's, in tests.
+        """
+        from deimos_async.pollers import build_pollers  # start-up time: loads SQLAlchemy
+
+        assert self.database is not None  # it was checked
+        assert self.plan is not None
+        given = self._given
+        return build_pollers(
+            self.database.engine,
+            plan=self.plan,
+            settings=given.settings,
+            metrics=given.metrics,
+            events=given.events,
+            clock=self.clock,
+            ahead=ahead,
+        )
+
     async def _check_offset_store(self) -> None:
         """Raises ConfigurationError where offsets cannot be kept; a database that is away is waited for later."""
+        assert self.plan is not None
         try:
             await self._offsets_kept().check()
+            if any(consumer.policy.then == "retry_keyed" for consumer in self.plan.consumers):
+                await self._retries_kept().check()
         except DatabaseError as error:
             if not error.retriable:
                 raise
@@ -428,16 +588,42 @@ class Running:
             self._offset_store = SqlOffsetStore(self.database.engine)
         return self._offset_store
 
+    def _retries_kept(self) -> SqlRetryStore:
+        if self._retry_store is None:
+            from deimos_async.database.retries import SqlRetryStore  # start-up time: loads SQLAlchemy
+
+            offsets = self._offsets_kept()
+            self._retry_store = SqlRetryStore(offsets.engine, offsets)
+        return self._retry_store
+
     def _call(self, consumer: PlannedConsumer, offsets: StoredOffsets | None) -> Call:
         owner, database = self._given.owner, self.database
-        if consumer.spec.delivery != "effectively_once":
-            opened = None if database is None else database.session
-            return build_call(consumer.handler, open_session=opened, owner=owner)
+        if consumer.spec.delivery == "effectively_once":
+            return self._fenced_call(consumer, offsets)
+        opened = None if database is None else database.session
+        return build_call(consumer.handler, open_session=opened, owner=owner)
+
+    def _fenced_call(self, consumer: PlannedConsumer, offsets: StoredOffsets | None) -> FencedCall:
+        owner, database = self._given.owner, self.database
         from deimos_async.database.fencing import FencedSession  # start-up time: loads SQLAlchemy
 
         assert database is not None
         return build_fenced_call(
             consumer.handler, open_session=partial(database.session, FencedSession), owner=owner, offsets=offsets
+        )
+
+    def _keyed(self, consumer: PlannedConsumer, offsets: StoredOffsets | None) -> KeyedRetries | None:
+        if offsets is None or consumer.policy.then != "retry_keyed":
+            return None
+        settings = self._given.settings.consumers.keyed_retries
+        return KeyedRetries(
+            self._retries_kept(),
+            offsets,
+            self._fenced_call(consumer, offsets),
+            attempts=settings.attempts,
+            backoff=Backoff(settings.backoff_initial, settings.backoff_maximum),
+            per_key=settings.max_per_key,
+            per_group=settings.max_per_group,
         )
 
     def work(self, consumer: PlannedConsumer, stage: int = 0, *, offsets: StoredOffsets | None = None) -> Work:
@@ -498,6 +684,7 @@ class Running:
             on_failure=failed,
             clock=self.clock,
             offsets=offsets,
+            keyed=self._keyed(consumer, offsets),
         )
 
     def runner(self, consumer: PlannedConsumer, stage: int = 0) -> ConsumerRunner:
@@ -544,12 +731,21 @@ class Running:
             self._preparation is not None
             and self._preparation.done
             and all(runner.started for runner in self._runners)
+            and (self.pump is None or self.pump.status().started)
             and not self.supervisor.failures
         )
 
     def consumers(self) -> list[RunnerStatus]:
         """What each consumer is doing now."""
         return [runner.status() for runner in self._runners]
+
+    def poller_statuses(self) -> Sequence[PollerStatus]:
+        """What each poller is doing now in this process; empty: none runs here."""
+        return () if self.pollers is None else self.pollers.status()
+
+    def outbox(self) -> PumpStatus | None:
+        """What the outbox's pump is doing now; None: it does not run in this process."""
+        return None if self.pump is None else self.pump.status()
 
 
 def _instance_id(configured: str | None, consumer: str, topic: str) -> str | None:

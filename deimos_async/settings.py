@@ -28,8 +28,10 @@ __all__ = [
     "ConsumersSettings",
     "DatabaseSettings",
     "KafkaSettings",
+    "KeyedRetriesSettings",
     "LoggingSettings",
     "OnErrorSettings",
+    "OutboxSettings",
     "ProducersSettings",
     "SchemaSettings",
     "Settings",
@@ -167,7 +169,7 @@ class OnErrorSettings(_Group):
     backoff_maximum: Seconds = 30.0
     """Longest wait between attempts, in seconds."""
     then: Then = "dead_letter"
-    """What follows the last attempt. `retry_keyed` is not in this version and refused at start."""
+    """What follows the last attempt."""
 
     def policy(self) -> OnError:
         """The same as a policy."""
@@ -176,11 +178,27 @@ class OnErrorSettings(_Group):
         )
 
 
+class KeyedRetriesSettings(_Group):
+    """Messages that wait in the table `kafka_retries`, with `then="retry_keyed"`."""
+
+    attempts: Count = 10
+    """Attempts of a message there, beyond those in place (`OnError.attempts`), until it becomes a dead letter."""
+    backoff_initial: Seconds = 1.0
+    """Seconds before the first of them. It doubles each time; half of it is drawn."""
+    backoff_maximum: Seconds = 300.0
+    """Longest wait between them, in seconds."""
+    max_per_key: Count = 1000
+    """Most messages of a key there. Above it the partition waits."""
+    max_per_group: Count = 10000
+    """Most messages of a group there, about. Above it partitions wait at messages that would have to go there."""
+
+
 class ProducersSettings(_Group):
     """How messages are sent."""
 
-    backend: Literal["kafka", "kafka_async", "test"] = "kafka"
-    """`kafka` waits for the acknowledgement, `kafka_async` buffers, `test` keeps the messages in memory."""
+    backend: Literal["kafka", "kafka_async", "outbox", "test"] = "kafka"
+    """`kafka` waits for the acknowledgement, `kafka_async` buffers, `outbox` stores in the database what is sent later,
+    `test` keeps the messages in memory."""
     topic_prefix: str = ""
     """Put before every topic and group name."""
     disabled: bool = False
@@ -195,6 +213,52 @@ class ProducersSettings(_Group):
     """Largest message; a larger one is refused before it is sent. The brokers' own default: what they took fits."""
     buffer_messages: Count = 10000
     """Most messages that `kafka_async` holds; `produce` waits while it is full."""
+    truncate_columns: bool = False
+    """Cut text to the length of its column (`String(n)`) in what a `ModelProducer` or `KafkaSource` sends."""
+
+
+class OutboxSettings(_Group):
+    """How messages that are stored in the outbox leave the database: the settings of its pump."""
+
+    max_in_flight: Count = 2000
+    """Most messages of one process that are on their way, or acknowledged and not deleted yet: what a crash may send
+    twice. While a topic does not answer, as many of other topics may be on their way, too."""
+    batch_rows: Count = 1000
+    """Most rows of one reading."""
+    batch_bytes: Count = 8388608
+    """Most bytes of one reading; a single message may be larger."""
+    poll_interval: Seconds = 0.5
+    """Seconds between looks at the table where the database tells of new rows (PostgreSQL); others are looked at
+    every 10 ms while rows come, and at least four times a second."""
+    lease_ttl: Annotated[float, Field(ge=2, allow_inf_nan=False)] = 5.0
+    """Seconds after which another process takes over what belonged to one that has vanished without a trace."""
+    shutdown_timeout: Seconds = 30.0
+    """Seconds that messages on their way have at a stop, before they are abandoned, to be sent again later."""
+    max_blocked_keys: Count = 1000
+    """Most keys that wait for a message that cannot be sent; above it whole shards wait."""
+    compact_topics: str = ""
+    """Topics, by their names in Kafka, joined by commas, or `all`: of each key in a batch only the last message is
+    sent."""
+    log_topics: str = ""
+    """Topics, likewise, whose messages are logged at level debug before they are sent."""
+    count_interval: Seconds = 15.0
+    """Seconds between two counts of what waits in the table."""
+
+
+class PollersSettings(_Group):
+    """How pollers read tables; what each reads, and how often, is said where it is declared."""
+
+    batch_rows: Count = 1000
+    """Most rows of one page, which is what a crash may send twice."""
+    lease_ttl: Annotated[float, Field(ge=2, allow_inf_nan=False)] = 5.0
+    """Seconds after which another process takes over a poller whose process has vanished."""
+    overlap: Seconds = 30.0
+    """Seconds that are read again in each run where the database's user may not see which transactions are open: rows
+    that are committed later than that after their time are missed then."""
+    max_failed_rows: Count = 10000
+    """Most rows of one poller that wait as they could not be sent; with more it goes no further."""
+    shutdown_timeout: Seconds = 30.0
+    """Seconds that a page on its way has at a stop, before it is abandoned, to be sent again later."""
 
 
 class ConsumersSettings(_Group):
@@ -204,6 +268,8 @@ class ConsumersSettings(_Group):
     """Group of consumers that name none."""
     on_error: OnErrorSettings = OnErrorSettings()
     """What happens when a handler raises."""
+    keyed_retries: KeyedRetriesSettings = KeyedRetriesSettings()
+    """Messages that wait with `then="retry_keyed"`."""
     reraise_errors: bool = False
     """Stop a consumer at the first error instead of retrying."""
     session_timeout: Seconds = 45.0
@@ -253,6 +319,12 @@ class DatabaseSettings(_Group):
 
     url: SecretStr | None = None
     """SQLAlchemy URL with an async driver, e.g. `postgresql+asyncpg://...`. Secret, as it may hold a password."""
+    idle_transaction_timeout: float | None = Field(default=60.0, gt=0, allow_inf_nan=False)
+    """Seconds after which PostgreSQL or MariaDB ends a transaction of ours in which nothing is asked, so that a frozen
+    process holds up nobody else; a handler that waits for something else for longer, with its transaction open, is
+    begun again. None: what the server does by itself. Not for an `engine=` of one's own, nor for MySQL, which has
+    nothing like it.
+    """
 
 
 class LoggingSettings(_Group):
@@ -407,6 +479,10 @@ with warnings.catch_warnings():
         """Schemas and their registry."""
         producers: ProducersSettings = ProducersSettings()
         """Producers."""
+        outbox: OutboxSettings = OutboxSettings()
+        """Outbox."""
+        pollers: PollersSettings = PollersSettings()
+        """Pollers."""
         consumers: ConsumersSettings = ConsumersSettings()
         """Consumers."""
         database: DatabaseSettings = DatabaseSettings()
@@ -540,6 +616,11 @@ def _check_together(settings: Settings) -> Iterable[str]:
         yield "setting 'schema.password' is given without 'schema.user'"
     if consumers.on_error.backoff_maximum < consumers.on_error.backoff_initial:
         yield "setting 'consumers.on_error.backoff_maximum' must be at least 'consumers.on_error.backoff_initial'"
+    if consumers.keyed_retries.backoff_maximum < consumers.keyed_retries.backoff_initial:
+        yield (
+            "setting 'consumers.keyed_retries.backoff_maximum' must be at least "
+            "'consumers.keyed_retries.backoff_initial'"
+        )
     if consumers.heartbeat_interval * 3 > consumers.session_timeout:
         yield "setting 'consumers.heartbeat_interval' must be at most a third of 'consumers.session_timeout'"
     if consumers.shutdown_timeout >= consumers.rebalance_timeout:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -22,15 +24,19 @@ __all__ = [
     "Depends",
     "HandlerSpec",
     "Ordering",
+    "PollerSpec",
+    "Polling",
     "Provide",
     "TakeMessage",
     "TakeSession",
     "check_consumer",
+    "check_poller",
     "handler_spec",
 ]
 
 Ordering: TypeAlias = Literal["partition", "key", "none"]
 Delivering: TypeAlias = Literal["at_least_once", "at_most_once", "effectively_once"]
+Polling: TypeAlias = Literal["time", "state"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +165,6 @@ def check_consumer(spec: ConsumerSpec) -> list[str]:
         wrong("ordering", spec.ordering, "delivery='effectively_once' keeps one offset a partition: 'partition'")
     if spec.on_error is not None and not isinstance(spec.on_error, OnError):
         wrong("on_error", spec.on_error, "give OnError(...)")
-    elif spec.on_error is not None and spec.on_error.then == "retry_keyed":
-        wrong("on_error.then", "retry_keyed", "this version lacks it")
     if isinstance(spec.start_from, datetime):
         if spec.start_from.tzinfo is None:
             wrong("start_from", spec.start_from, "give an aware datetime, e.g. with tzinfo=UTC")
@@ -171,6 +175,75 @@ def check_consumer(spec: ConsumerSpec) -> list[str]:
     if spec.reraise_errors is not None and not isinstance(spec.reraise_errors, bool):
         wrong("reraise_errors", spec.reraise_errors, "give True or False")
     return problems
+
+
+@dataclass(frozen=True, slots=True)
+class PollerSpec:
+    """A poller as declared. `producers` are what `producer(...)` returned."""
+
+    producers: tuple[Any, ...]
+    name: str | None = None
+    mode: Polling = "time"
+    poller_class: Any = None
+    run_every: float = 60.0
+    """Seconds from the end of a run to the next one."""
+    retries: int | None = 1
+    """Attempts after the first one that failed; None: for ever."""
+    skip_too_large_messages: bool = False
+    delay_time: float = 2.0
+    """Seconds to stay behind the present."""
+    timestamp_column: str = "updated_at"
+    full_table: bool = False
+    start_from_beginning: bool = True
+    state_column: str | None = None
+    publish_timestamp_column: str | None = None
+    published_state: Any = None
+    failed_state: Any = None
+
+
+def check_poller(spec: PollerSpec) -> list[str]:
+    """Mistakes in a poller's options, one sentence each."""
+    problems = []
+
+    def wrong(option: str, wanted: str) -> None:
+        problems.append(f"poller {spec.name!r}: {option}={getattr(spec, option)!r} is not possible; {wanted}")
+
+    if spec.name is not None and (not isinstance(spec.name, str) or not spec.name):
+        wrong("name", "give a text, or leave it out for the class of the first producer")
+    if spec.mode not in get_args(Polling):
+        wrong("mode", f"one of {', '.join(map(repr, get_args(Polling)))}")
+    if spec.poller_class is not None and not inspect.isclass(spec.poller_class):
+        wrong("poller_class", "give a subclass of Poller")
+    for option, least in (("run_every", "above 0"), ("delay_time", "0 or more")):
+        value = getattr(spec, option)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_number or value < 0 or (value == 0 and option == "run_every"):
+            wrong(option, f"give seconds, {least}")
+    retries = spec.retries
+    if retries is not None and (isinstance(retries, bool) or not isinstance(retries, int) or retries < 0):
+        wrong("retries", "give a whole number of at least 0, or None for ever")
+    for option in ("skip_too_large_messages", "full_table", "start_from_beginning"):
+        if not isinstance(getattr(spec, option), bool):
+            wrong(option, "True or False")
+    if not isinstance(spec.timestamp_column, str):
+        wrong("timestamp_column", "give the name of a column")
+    for option in ("state_column", "publish_timestamp_column"):
+        if not isinstance(getattr(spec, option), str | None):
+            wrong(option, "give the name of a column")
+    defaults = {"state": ("full_table", "start_from_beginning"), "time": _OF_STATE}
+    fields = {field.name: field.default for field in dataclasses.fields(PollerSpec)}
+    for option in defaults.get(spec.mode, ()):
+        if getattr(spec, option) != fields[option]:
+            other = "time" if spec.mode == "state" else "state"
+            wrong(option, f"it belongs to mode={other!r}")
+    for option in ("published_state", "failed_state"):
+        if getattr(spec, option) is not None and spec.state_column is None:
+            wrong(option, "give state_column=, too")
+    return problems
+
+
+_OF_STATE = ("state_column", "publish_timestamp_column", "published_state", "failed_state")
+"""Options of pollers that only one mode has."""
 
 
 def handler_spec(function: Callable[..., Any], *, batch: bool, name: str) -> HandlerSpec:

@@ -208,6 +208,12 @@ class TopicOptions:
     replication_factor: int = UNSET
     topic_config: Mapping[str, str] = UNSET
     """Broker settings of the topic for `topics create`, e.g. `{"cleanup.policy": "compact"}`. Mappings merge."""
+    max_db_batch_size: int | None = UNSET
+    """This and the next four are settings of model consumers, and go before those of the class."""
+    bulk_import_id_column: str | None = UNSET
+    bulk_import_id_generator: Callable[[], Any] | None = UNSET
+    replace_associations: bool = UNSET
+    save_associations_first: bool = UNSET
 
     def __post_init__(self) -> None:
         if isinstance(self.registry_url, str):
@@ -244,6 +250,11 @@ class TopicOptionArguments(TypedDict, total=False):
     partitions: int
     replication_factor: int
     topic_config: Mapping[str, str]
+    max_db_batch_size: int | None
+    bulk_import_id_column: str | None
+    bulk_import_id_generator: Callable[[], Any] | None
+    replace_associations: bool
+    save_associations_first: bool
 
 
 class Topic:
@@ -294,7 +305,13 @@ def check_options(options: TopicOptions) -> list[str]:
     check("payload_log", _one_of(PayloadLog), lambda value: value in get_args(PayloadLog))
     check("unknown_fields", "'drop' or 'error'", lambda value: value in ("drop", "error"))
     check("subject_strategy", "'topic', 'record' or 'topic_record'", lambda v: v in ("topic", "record", "topic_record"))
-    for name in ("auto_register", "use_latest_version", "reraise_errors"):
+    for name in (
+        "auto_register",
+        "use_latest_version",
+        "reraise_errors",
+        "replace_associations",
+        "save_associations_first",
+    ):
         check(name, "True or False", lambda value: isinstance(value, bool))
     check("on_error", "OnError(...)", lambda value: isinstance(value, OnError))
     check("fatal_error", FATAL_ERROR, lambda value: value is None or is_fatal_error(value))
@@ -305,6 +322,9 @@ def check_options(options: TopicOptions) -> list[str]:
         "a mapping of the broker's names to text",
         lambda v: isinstance(v, Mapping) and all(isinstance(part, str) for pair in v.items() for part in pair),
     )
+    check("max_db_batch_size", "a whole number of at least 1, or None", lambda value: value is None or is_count(value))
+    check("bulk_import_id_column", "the name of a column, or None", lambda value: value is None or is_text(value))
+    check("bulk_import_id_generator", "a function, or None", lambda value: value is None or callable(value))
     return problems
 
 

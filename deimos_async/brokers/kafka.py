@@ -17,6 +17,7 @@ from aiokafka import TopicPartition as KafkaPartition
 from aiokafka import errors as kafka
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.admin import NewTopic as KafkaNewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest
 from aiokafka.protocol.metadata import MetadataRequest
@@ -34,6 +35,7 @@ from deimos_async.brokers.protocol import (
     RebalanceListener,
     StoredOffset,
     TopicInfo,
+    TopicLimits,
 )
 from deimos_async.errors import BrokerError, BrokerUnavailableError, TopicNotFoundError
 from deimos_async.message import InboundRecord, TopicPartition
@@ -136,6 +138,27 @@ class KafkaBroker:
         async with self._network() as network:
             described = await self._describe(network, wanted)
         return {topic: TopicInfo(topic, len(leaders)) for topic, leaders in described.items()}
+
+    async def limits(self, names: Iterable[str]) -> Mapping[str, TopicLimits]:
+        """What those topics take that exist; see the port. Settings that may not be read are not known.
+
+        Raises:
+            BrokerUnavailableError: No broker answers.
+        """
+        topics = await self.topics(names)
+        if not topics:
+            return {}
+        asked = {"max.message.bytes": None, "cleanup.policy": None}
+        async with self._admin() as admin:
+            responses = await admin.describe_configs(
+                [ConfigResource(ConfigResourceType.TOPIC, name, configs=dict(asked)) for name in topics]
+            )
+        settings: dict[str, dict[str, str]] = {}
+        for response in responses:
+            for code, _, _, name, entries in response.resources:
+                if kafka.for_code(code) is kafka.NoError:
+                    settings[name] = {entry[0]: entry[1] or "" for entry in entries}
+        return {name: _limits(info, settings.get(name, {})) for name, info in topics.items()}
 
     async def create_topics(self, topics: Sequence[NewTopic]) -> frozenset[str]:
         """Make those that do not exist yet; returns the names that were made. Ready to be used on return.
@@ -396,6 +419,13 @@ class KafkaBroker:
                 for partition in topic["partitions"]
             ]
         return described
+
+
+def _limits(topic: TopicInfo, settings: Mapping[str, str]) -> TopicLimits:
+    most = settings.get("max.message.bytes", "")
+    return TopicLimits(
+        topic.partitions, int(most) if most.isdecimal() else None, "compact" in settings.get("cleanup.policy", "")
+    )
 
 
 def _parts(client: AIOKafkaConsumer) -> tuple[object, ...]:

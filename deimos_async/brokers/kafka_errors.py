@@ -41,6 +41,13 @@ _REFUSALS = (
     kafka.UnknownTopicOrPartitionError,
 )
 
+_OF_TOPIC = (
+    kafka.InvalidTopicError,
+    kafka.TopicAuthorizationFailedError,
+    kafka.ClusterAuthorizationFailedError,
+    kafka.UnknownTopicOrPartitionError,
+)
+
 
 def describe(error: BaseException) -> str:
     """The error in words, with its class; Kafka's errors often have no text."""
@@ -77,6 +84,11 @@ def translate_commit(error: BaseException, group: str) -> CommitError:
 def is_refusal(error: BaseException) -> bool:
     """Whether a failed batch is certainly not stored."""
     return isinstance(error, _REFUSALS)
+
+
+def is_of_topic(error: BaseException) -> bool:
+    """Whether a refusal is one of the topic, whatever is sent to it."""
+    return isinstance(error, _OF_TOPIC)
 
 
 def is_too_large(error: BaseException) -> bool:

@@ -29,7 +29,7 @@ from aiokafka import errors as kafka
 from aiokafka.protocol.metadata import MetadataRequest
 
 from deimos_async.brokers import kafka_clients
-from deimos_async.brokers.kafka_errors import describe, is_refusal, is_too_large, translate
+from deimos_async.brokers.kafka_errors import describe, is_of_topic, is_refusal, is_too_large, translate
 from deimos_async.brokers.kafka_options import KafkaOptions, check_extra
 from deimos_async.brokers.partitioner import Partitioner, size_alone
 from deimos_async.brokers.protocol import ProducerOptions
@@ -76,6 +76,7 @@ class _Failure:
     cause: BaseException | None = None
     unknown: bool = False
     retriable: bool = False
+    of_topic: bool = False
 
 
 class _Call:
@@ -122,6 +123,7 @@ class _Call:
             deliveries=self.deliveries,
             unknown=any(failure.unknown for failure in failures),
             retriable=all(failure.retriable for failure in failures),
+            of_topic=any(failure.of_topic for failure in failures),
         ) from failures[0].cause
 
 
@@ -331,7 +333,11 @@ class KafkaProducer:
             topic, key, value = record.topic, record.key, record.value
             if topic is not last:
                 last, partitions, places = topic, counts[topic], shares.setdefault(topic, {})
-            if record.headers or (len(value) if value else 0) + (len(key) if key else 0) > small:
+            rough = (len(value) if value else 0) + (len(key) if key else 0)
+            for name, data in record.headers:
+                # At most: four bytes for each character, and five for each of two lengths.
+                rough += 4 * len(name) + 10 + (len(data) if data else 0)
+            if rough > small:
                 size = size_alone(record)
                 if size > limit:
                     text = f"topic {topic!r}: a message of {size} bytes is above max_request_bytes ({limit})"
@@ -384,12 +390,13 @@ class KafkaProducer:
                 if error in (kafka.NoError, kafka.LeaderNotAvailableError):
                     return len(await producer.partitions_for(topic))
                 if error is not kafka.UnknownTopicOrPartitionError:
-                    return _Failure(f"topic {topic!r}: {describe(error())}", error())
+                    return _Failure(f"topic {topic!r}: {describe(error())}", error(), of_topic=True)
                 if loop.time() > patience:
-                    return _Failure(f"cluster of setting '{self._setting}' has no topic {topic!r}: create it first")
+                    text = f"cluster of setting '{self._setting}' has no topic {topic!r}: create it first"
+                    return _Failure(text, of_topic=True)
             except (kafka.KafkaError, BrokerError, NotRunningError) as failed:
                 if not failed.retriable:
-                    return _Failure(f"topic {topic!r}: {describe(failed)}", failed)
+                    return _Failure(f"topic {topic!r}: {describe(failed)}", failed, of_topic=True)
                 _log.debug("partitions of topic %s could not be found out yet: %r", topic, failed)
             if await self._stops_within(_RETRY_INTERVAL / 2):
                 return _Failure("the producer was stopped", retriable=True)
@@ -429,7 +436,7 @@ class KafkaProducer:
                     await client.producer.partitions_for(lane.topic)
         except (kafka.KafkaError, BrokerError, NotRunningError, TimeoutError) as error:
             retriable = isinstance(error, TimeoutError) or error.retriable
-            failure = _Failure(f"topic {lane.topic!r}: {describe(error)}", error)
+            failure = _Failure(f"topic {lane.topic!r}: {describe(error)}", error, of_topic=True)
             self._drop(lane, None if retriable else failure)
             await self._stops_within(_RETRY_INTERVAL)
             return None
@@ -569,7 +576,13 @@ class KafkaProducer:
             )
         else:
             translated = translate(error, f"topic {lane.topic!r} partition {lane.partition}")
-            failure = _Failure(str(translated), error, unknown=not is_refusal(error), retriable=translated.retriable)
+            failure = _Failure(
+                str(translated),
+                error,
+                unknown=not is_refusal(error),
+                retriable=translated.retriable,
+                of_topic=is_of_topic(error),
+            )
         for call, indexes in flight.batch.parts:
             call.failed(indexes, failure)
 

@@ -25,6 +25,7 @@ from deimos_async.brokers.protocol import (
     RebalanceListener,
     StoredOffset,
     TopicInfo,
+    TopicLimits,
 )
 from deimos_async.errors import (
     BrokerError,
@@ -129,6 +130,7 @@ class MemoryBroker:
         self._auto_create = auto_create
         self._topics: dict[str, list[_Log]] = {}
         self._topic_ids: dict[str, str] = {}
+        self._limits: dict[str, TopicLimits] = {}
         self._groups: dict[str, _Group] = {}
         self._partitioner = Partitioner()
         self._waiters: set[asyncio.Future[None]] = set()
@@ -168,8 +170,21 @@ class MemoryBroker:
         for topic in topics:
             if topic.name not in self._topics:
                 self._make_topic(topic.name, topic.partitions)
+                most = topic.config.get("max.message.bytes")
+                self._limits[topic.name] = TopicLimits(
+                    topic.partitions,
+                    None if most is None else int(most),
+                    "compact" in topic.config.get("cleanup.policy", ""),
+                )
                 made.add(topic.name)
         return frozenset(made)
+
+    async def limits(self, names: Iterable[str]) -> Mapping[str, TopicLimits]:
+        """What those topics take that exist; those that are made on first use are made by being asked about."""
+        found = {name: self._find_topic(name) for name in names}
+        return {
+            name: self._limits.get(name) or TopicLimits(len(logs)) for name, logs in found.items() if logs is not None
+        }
 
     async def group_offsets(self, group: str) -> Mapping[TopicPartition, int]:
         """What that group has committed."""
@@ -302,6 +317,7 @@ class MemoryBroker:
         if topic not in self._topics:
             raise TopicNotFoundError(f"cluster {self.name!r} has no topic {topic!r}")
         del self._topics[topic], self._topic_ids[topic]
+        self._limits.pop(topic, None)
         for group in self._groups.values():
             for partition in [partition for partition in group.offsets if partition.topic == topic]:
                 del group.offsets[partition]
@@ -732,6 +748,7 @@ class MemoryProducer:
                 f"{len(problems)} of {len(records)} messages failed: {first}",
                 indexes=list(problems),
                 deliveries=deliveries,
+                of_topic=any(self._broker._topics.get(records[index].topic) is None for index in problems),
             )
         return [delivery for delivery in deliveries if delivery is not None]
 
@@ -744,7 +761,16 @@ class MemoryProducer:
             return f"cluster {self._broker.name!r} has no topic {record.topic!r}: create it first"
         if record.partition is not None and not 0 <= record.partition < len(logs):
             return f"topic {record.topic!r} has no partition {record.partition}, it has {len(logs)}"
-        if (size := size_alone(record)) > self._options.max_request_bytes:
+        limits = self._broker._limits.get(record.topic)
+        if limits is not None and limits.is_compacted and record.key is None:
+            return f"topic {record.topic!r} is compacted: it takes no messages without a key"
+        size = size_alone(record)
+        if limits is not None and limits.max_message_bytes is not None and size > limits.max_message_bytes:
+            return (
+                f"topic {record.topic!r}: a message of {size} bytes is above the topic's max.message.bytes "
+                f"({limits.max_message_bytes})"
+            )
+        if size > self._options.max_request_bytes:
             return (
                 f"topic {record.topic!r}: a message of {size} bytes is above max_request_bytes "
                 f"({self._options.max_request_bytes})"

@@ -25,6 +25,7 @@ __all__ = [
     "StartFrom",
     "StoredOffset",
     "TopicInfo",
+    "TopicLimits",
 ]
 
 StartFrom = str | datetime
@@ -69,6 +70,20 @@ class TopicInfo:
 
     name: str
     partitions: int
+
+
+@dataclass(frozen=True, slots=True)
+class TopicLimits:
+    """What a topic takes.
+
+    Attributes:
+        max_message_bytes: Largest record, as `deimos_async.brokers.partitioner.size_alone` counts it; None: not known.
+        is_compacted: Whether records must have a key.
+    """
+
+    partitions: int
+    max_message_bytes: int | None = None
+    is_compacted: bool = False
 
 
 class StoredOffset(NamedTuple):
@@ -222,6 +237,13 @@ class Broker(Protocol):
 
     async def topics(self, names: Iterable[str] | None = None) -> Mapping[str, TopicInfo]:
         """Topics of the cluster (those of `names` that exist, or all but internal ones)."""
+
+    async def limits(self, names: Iterable[str]) -> Mapping[str, TopicLimits]:
+        """What those topics take that exist. Where their settings may not be read, only their partitions are known.
+
+        Raises:
+            BrokerUnavailableError: No broker answers.
+        """
 
     async def create_topics(self, topics: Sequence[NewTopic]) -> frozenset[str]:
         """Make those that do not exist yet; returns the names that were made. Ready to be used on return."""

@@ -12,6 +12,8 @@ _COMMANDS = {
     "dead-letters": "deimos_async.cli.dead_letters:dead_letters",
     "lag": "deimos_async.cli.lag:lag",
     "migrate": "deimos_async.cli.migrate:migrate",
+    "outbox": "deimos_async.cli.outbox:outbox",
+    "poller": "deimos_async.cli.poller:poller",
     "run": "deimos_async.cli.run:run",
     "topics": "deimos_async.cli.topics:topics",
 }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -32,7 +33,7 @@ _WEB_STOP_TIMEOUT = 5.0
 @click.option(
     "--only",
     multiple=True,
-    type=click.Choice(["consumers", "producers"]),
+    type=click.Choice(["consumers", "outbox", "pollers", "producers"]),
     help="Run only these parts. Repeatable. Producers always run, as handlers use them.",
 )
 @click.option("--workers", type=click.IntRange(min=1), default=None, help="Run as N processes, each a group member.")
@@ -76,20 +77,50 @@ def run(
         if workers is not None:
             if embedded:
                 raise ConfigurationError("--embedded and --workers exclude each other: the broker is in one process")
-            from deimos_async.cli.workers import run_workers  # only for this option
-
-            arguments = [app, *(part for name in only for part in ("--only", name))]
-            arguments += ["--loop", loop, "--log-level", log_level, *(["--log-messages"] if log_messages else [])]
-            arguments += [] if web is None else ["--web", web]
-            sys.exit(run_workers(arguments, workers))
-        # Until the event loop has handlers of its own: a signal while the application is imported ends it as asked.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda received, frame: sys.exit(0))
+            sys.exit(
+                in_workers(app, workers, only=only, loop=loop, log_level=log_level, messages=log_messages, web=web)
+            )
+        end_on_signals()
         application = load_app(app)
         with application.with_settings({"embedded": True} if embedded else {}):
             if application.settings.embedded and "DEIMOS_WORKER" in os.environ:
                 raise ConfigurationError("setting 'embedded' and --workers exclude each other: use one of them")
             sys.exit(run_loop(loop, lambda: serve(application, only or None, address)))
+
+
+def in_workers(
+    app: str,
+    count: int,
+    *,
+    only: Sequence[str],
+    loop: str,
+    log_level: str,
+    web: str | None,
+    messages: bool = False,
+) -> int:
+    """Run APP in so many processes; returns the exit status."""
+    from deimos_async.cli.workers import run_workers  # only for the option --workers
+
+    arguments = [app, *(part for name in only for part in ("--only", name))]
+    arguments += ["--loop", loop, "--log-level", log_level, *(["--log-messages"] if messages else [])]
+    arguments += [] if web is None else ["--web", web]
+    return run_workers(arguments, count)
+
+
+def end_on_signals() -> None:
+    """Until the event loop has handlers of its own: a signal while the application is imported ends it as asked."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, frame: sys.exit(0))
+
+
+def settle_memory() -> None:
+    """What a start has made lives as long as the process: the garbage collector need not walk it again and again.
+
+    With messages coming and going by the thousand it would do so several times a second, at 50 ms and more each.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def run_loop(loop: str, main: Callable[[], Awaitable[int]]) -> int:
@@ -165,7 +196,11 @@ async def _serve(app: Deimos, only: tuple[str, ...] | None) -> int:
 
 async def _until_stopped(app: Deimos, only: tuple[str, ...] | None, stopped: asyncio.Task[Any]) -> None:
     async with app.running(only=only):
-        logger.info("running %s", ", ".join(only) if only else "producers and consumers")
+        health = app.health()
+        outbox = "" if health.outbox is None else ", and sending the outbox"
+        pollers = f", and polling {', '.join(poller.name for poller in health.pollers)}" if health.pollers else ""
+        logger.info("running %s%s%s", ", ".join(only) if only else "producers and consumers", outbox, pollers)
+        settle_memory()
         failed = asyncio.create_task(app.wait_failed(), name="deimos failure watch")
         try:
             await asyncio.wait([failed, stopped], return_when=asyncio.FIRST_COMPLETED)

@@ -61,6 +61,7 @@ class KafkaBackend:
                 deliveries=deliveries,
                 unknown=any(failure.unknown for failure in failures),
                 retriable=all(failure.retriable for failure in failures),
+                of_topic=any(failure.of_topic for failure in failures),
             ) from failures[0]
         return [delivery for delivery in deliveries if delivery is not None]
 

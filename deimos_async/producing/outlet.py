@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 from deimos_async.errors import ConfigurationError
 from deimos_async.events import EventBus
@@ -18,13 +18,29 @@ from deimos_async.topics import PayloadLog, Topic
 if TYPE_CHECKING:  # start-up time: the codec's module loads schema libraries
     from collections.abc import Iterator
 
+    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
+
     from deimos_async.schemas.codec import TopicCodec
 
-__all__ = ["DIRECT_BACKENDS", "Outgoing", "Outlets", "ProducerBackend", "TopicOutlet", "disabled", "is_disabled"]
+__all__ = [
+    "BACKENDS",
+    "DIRECT_BACKENDS",
+    "Outgoing",
+    "Outlets",
+    "ProducerBackend",
+    "StoringBackend",
+    "TopicOutlet",
+    "disabled",
+    "is_disabled",
+    "is_storing",
+]
 
 
 DIRECT_BACKENDS = frozenset({"kafka", "kafka_async"})
 """Names of backends that send after the commit of a transaction, not with it."""
+BACKENDS = ("kafka", "kafka_async", "outbox", "test")
+"""Names of all backends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +96,21 @@ class ProducerBackend(Protocol):
         """Send in order. Returns deliveries where they are awaited, else None. Raises DeliveryError."""
 
 
+class StoringBackend(ProducerBackend, Protocol):
+    """Where messages go with the transaction they belong to, not after it."""
+
+    def enlist(self, session: AsyncSession | Session, messages: Sequence[Outgoing]) -> None:
+        """Store messages at the end of the session's outermost transaction; a rollback drops them."""
+
+    def write(self, session: Session, messages: Sequence[Outgoing]) -> None:
+        """Store messages now, as at that end; where the session may be used as by `AsyncSession.run_sync`."""
+
+
+def is_storing(backend: ProducerBackend) -> TypeGuard[StoringBackend]:
+    """Whether messages go with the transaction."""
+    return backend.name == "outbox"
+
+
 @dataclass(frozen=True, slots=True)
 class Outlets:
     """Everything that the producers of one running application share."""
@@ -93,6 +124,10 @@ class Outlets:
     events: EventBus
     measured: SendMeasurements
     tracing: Tracing
+    truncate_columns: bool = False
+    """Whether model producers cut text to the lengths of columns."""
+    open_session: Callable[[], AsyncSession] | None = None
+    """A new session on the application's database; None: there is none."""
 
     def topic(self, topic: Topic | str) -> TopicOutlet:
         """Raises ConfigurationError for a topic that is not declared."""
@@ -106,9 +141,16 @@ class Outlets:
         """Raises ConfigurationError for a backend that does not exist."""
         found = self.backends.get(name)
         if found is None:
-            raise ConfigurationError(
-                f"producer backend {name!r} does not exist; one of {', '.join(map(repr, sorted(self.backends)))}"
-            )
+            if name == "outbox":
+                problem = "there is no database; set 'database.url', or give Deimos(engine=...)"
+            elif name in DIRECT_BACKENDS:
+                problem = (
+                    "this process has no connection to Kafka, as all its producers use the outbox; "
+                    f"declare a producer with backend={name!r}"
+                )
+            else:
+                problem = f"it does not exist; one of {', '.join(map(repr, BACKENDS))}"
+            raise ConfigurationError(f"producer backend {name!r}: {problem}")
         return found
 
 

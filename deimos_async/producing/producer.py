@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from deimos_async.errors import BrokerError, ConfigurationError, DeliveryError, EncodeError
+from deimos_async.errors import BrokerError, ConfigurationError, DeliveryError, EncodeError, LifecycleError
 from deimos_async.message import Delivery, HeadersInput
 from deimos_async.producing import pipeline
 from deimos_async.producing.outlet import (
@@ -20,13 +20,16 @@ from deimos_async.producing.outlet import (
     ProducerBackend,
     TopicOutlet,
     is_disabled,
+    is_storing,
 )
 from deimos_async.topics import Topic
 
 if TYPE_CHECKING:  # start-up time: SQLAlchemy is loaded only where it is used
+    from sqlalchemy import MetaData
     from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
 
-__all__ = ["Producer"]
+__all__ = ["Producer", "deliver", "departure", "leave_with", "surrounding_session"]
 
 _TURN = 512
 """Messages that are encoded in one go, before other tasks have a turn."""
@@ -72,7 +75,7 @@ class Producer:
             timestamp: Aware; default the time of sending.
             session: The message leaves when this session's transaction commits, and never when it rolls back. Default:
                 the innermost `app.transaction()`, or the session of the running handler.
-            backend: `"kafka"`, `"kafka_async"` or `"test"` for this call.
+            backend: `"kafka"`, `"kafka_async"`, `"outbox"` or `"test"` for this call.
 
         Returns:
             With the backend `kafka`, outside of a transaction, where the message lies; else None.
@@ -145,6 +148,14 @@ class Producer:
             backend=backend,
         )
 
+    def _problems(self) -> Iterable[str]:
+        """Mistakes in the class that can be seen at start, one sentence each."""
+        return ()
+
+    def _metadata(self) -> Sequence[MetaData]:
+        """MetaData of the tables that it reads."""
+        return ()
+
     def _bind(self, topic: Topic, backend: str | None, *, allow_loss: bool) -> None:
         self.topic = topic
         self._backend = backend
@@ -153,6 +164,21 @@ class Producer:
     async def _produce(
         self, messages: Sequence[Mapping[str, Any]], session: AsyncSession | None, backend_name: str | None
     ) -> list[Delivery] | None:
+        way = self._way(backend_name)
+        if way is None:
+            return None
+        outlets, backend = way
+        session = session if session is not None else surrounding_session(outlets.owner)
+        if session is not None:
+            leave_with(session, backend, outlets, await self._encoded(messages, outlets))
+            return None
+        tracing = outlets.tracing
+        with tracing.produce_span(self.topic.name, count=len(messages)) if tracing.enabled else nullcontext():
+            trace = tuple(tracing.inject()) if tracing.enabled else ()
+            return await deliver(backend, outlets, await self._encode(messages, outlets, trace))
+
+    def _way(self, backend_name: str | None) -> tuple[Outlets, ProducerBackend] | None:
+        """The running application's outlets, and the backend that a call takes; None: it is to send nothing."""
         if self._outlets is None:
             raise ConfigurationError(
                 f"producer of topic {getattr(self, 'topic', None)!r} belongs to no application yet; "
@@ -164,18 +190,15 @@ class Producer:
         backend = outlets.backend(backend_name or self._backend or outlets.default_backend)
         if backend.name in DIRECT_BACKENDS and not self._allow_loss:
             _refuse_loss(outlets.owner, self.topic.name, backend.name)
-        session = session if session is not None else _surrounding_session(outlets.owner)
-        tracing = outlets.tracing
-        span = tracing.produce_span(self.topic.name, count=len(messages)) if tracing.enabled else nullcontext()
-        with span:
-            trace = tuple(tracing.inject()) if tracing.enabled else ()
-            outgoing = await self._encode(messages, outlets, trace)
-            if session is None:
-                return await deliver(backend, outlets, outgoing)
-        from deimos_async.database.transactions import depart_with  # start-up time: a session exists, so it is loaded
+        return outlets, backend
 
-        depart_with(session, departure(backend, outlets), outgoing)
-        return None
+    async def _encoded(self, messages: Sequence[Mapping[str, Any]], outlets: Outlets) -> list[Outgoing]:
+        """Encode all of them, in order, for a transaction that they are to leave with."""
+        tracing = outlets.tracing
+        if not tracing.enabled:
+            return await self._encode(messages, outlets, ())
+        with tracing.produce_span(self.topic.name, count=len(messages)):
+            return await self._encode(messages, outlets, tuple(tracing.inject()))
 
     async def _encode(
         self, messages: Sequence[Mapping[str, Any]], outlets: Outlets, trace: Sequence[tuple[str, bytes]]
@@ -241,7 +264,8 @@ def _refuse_loss(owner: object, topic: str, backend: str) -> None:
         )
 
 
-def _surrounding_session(owner: object) -> Any:
+def surrounding_session(owner: object) -> Any:
+    """The session of the innermost transaction of this application, or None. Raises LifecycleError if it has ended."""
     # Without that module loaded nobody can have opened a transaction, and SQLAlchemy need not be loaded.
     transactions = sys.modules.get("deimos_async.database.transactions")
     if transactions is None:
@@ -251,7 +275,10 @@ def _surrounding_session(owner: object) -> Any:
 
 
 async def deliver(backend: ProducerBackend, outlets: Outlets, messages: Sequence[Outgoing]) -> list[Delivery] | None:
-    """Send, then tell: a log line and a counter for each topic."""
+    """Send, then tell: a log line and a counter for each topic. What is only stored tells by itself."""
+    if is_storing(backend):
+        await backend.send(messages)
+        return None
     measured = outlets.measured
     began = time.perf_counter()
     try:
@@ -282,6 +309,34 @@ def _tell_failure(error: Exception, outlets: Outlets, messages: Sequence[Outgoin
         measured.sent(group[0].outlet.kafka_name, len(group))
     if isinstance(error, BrokerError):
         measured.not_delivered(message.outlet.kafka_name for message in failed)
+
+
+def leave_with(
+    session: AsyncSession | Session, backend: ProducerBackend, outlets: Outlets, messages: Sequence[Outgoing]
+) -> None:
+    """Let encoded messages go with the session's transaction, or be stored in it.
+
+    Raises:
+        EncodeError: Headers cannot be stored; none of the messages is.
+        LifecycleError: It is no session, or a plain one, after whose commit nobody can wait for what a direct backend
+            sends.
+    """
+    if is_storing(backend):
+        backend.enlist(session, messages)
+        return
+    # start-up time: a session exists, so they are loaded
+    from sqlalchemy.ext.asyncio import async_session
+    from sqlalchemy.orm import Session
+
+    from deimos_async.database.transactions import depart_with
+
+    waiting = async_session(session) if isinstance(session, Session) else session
+    if waiting is None:
+        raise LifecycleError(
+            f"topic {messages[0].topic!r}: the backend {backend.name!r} sends after the commit and needs an "
+            "AsyncSession; a plain Session can have its messages written to an outbox"
+        )
+    depart_with(waiting, departure(backend, outlets), messages)
 
 
 class _Departure:

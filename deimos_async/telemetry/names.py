@@ -31,9 +31,24 @@ LAG_TIME = "deimos.consumer.lag_time"
 COMMIT_AGE = "deimos.consumer.commit_age"
 COMMIT_FAILURES = "deimos.consumer.commit_failures"
 REBALANCES = "deimos.consumer.rebalances"
+KEYED_STORED = "deimos.consumer.keyed_retries.stored"
+KEYED_HANDLED = "deimos.consumer.keyed_retries.handled"
+KEYED_GIVEN_UP = "deimos.consumer.keyed_retries.given_up"
+KEYED_WAITING = "deimos.consumer.keyed_retries.waiting"
+KEYED_KEYS = "deimos.consumer.keyed_retries.keys"
+KEYED_HELD_UP = "deimos.consumer.keyed_retries.held_up"
 DECODE_TIME = "deimos.consumer.decode_time"
 ENCODE_TIME = "deimos.producer.encode_time"
 DELIVERY_FAILURES = "deimos.producer.delivery_failures"
+OUTBOX_INSERTED = "deimos.outbox.inserted"
+OUTBOX_SENT = "deimos.outbox.sent"
+OUTBOX_PENDING = "deimos.outbox.pending"
+OUTBOX_MAX_WAIT = "deimos.outbox.max_wait"
+OUTBOX_BLOCKED_KEYS = "deimos.outbox.blocked_keys"
+POLLER_ROWS = "deimos.poller.rows"
+POLLER_FAILURES = "deimos.poller.failures"
+POLLER_FAILED_ROWS = "deimos.poller.failed_rows"
+POLLER_LAG = "deimos.poller.lag"
 LOOP_LAG = "deimos.loop_lag"
 
 # Bounds that the conventions recommend for durations in seconds, and two for slow handlers. The defaults of
@@ -133,6 +148,21 @@ METRICS: Mapping[str, Metric] = {
         Metric(COMMIT_FAILURES, "counter", "{commit}", "Commits that could not be stored.", _CONSUMER),
         Metric(REBALANCES, "counter", "{rebalance}", "Assignments received from the group.", _CONSUMER),
         Metric(
+            KEYED_STORED, "counter", "{message}", "Messages put into `kafka_retries`: that failed, or whose key waits.",
+            _CONSUMER,
+        ),
+        Metric(KEYED_HANDLED, "counter", "{message}", "Messages that have waited and were handled.", _CONSUMER),
+        Metric(KEYED_GIVEN_UP, "counter", "{message}", "Messages that have waited and became dead letters.", _CONSUMER),
+        Metric(
+            KEYED_WAITING, "gauge", "{message}", "Messages in `kafka_retries`, of the partitions of this process.",
+            _CONSUMER,
+        ),
+        Metric(KEYED_KEYS, "gauge", "{key}", "Keys whose messages wait, of the partitions of this process.", _CONSUMER),
+        Metric(
+            KEYED_HELD_UP, "gauge", "{partition}",
+            "Partitions that stand still, as a message must go into `kafka_retries` and there is no room.", _CONSUMER,
+        ),
+        Metric(
             DECODE_TIME, "histogram", "s",
             "Time to decode one message with its key, of the first one of a slice, or the mean of a batch. "
             "At most 100 observations a second of each consumer.",
@@ -159,6 +189,42 @@ METRICS: Mapping[str, Metric] = {
         Metric(
             DELIVERY_FAILURES, "counter", "{message}", "Messages that the brokers did not acknowledge.", ("topic",),
             Alias("publish_error", {"topic": "topic"}),
+        ),
+        Metric(
+            OUTBOX_INSERTED, "counter", "{message}",
+            "Messages stored in the outbox, by transactions that were committed.", ("topic",),
+            Alias("outbox.insert", {"topic": "topic"}),
+        ),
+        Metric(
+            OUTBOX_SENT, "counter", "{message}",
+            "Messages of the outbox that were acknowledged, or left out for a later one of their key.", ("topic",),
+            Alias("outbox.process", {"topic": "topic"}),
+        ),
+        Metric(
+            OUTBOX_PENDING, "gauge", "{message}",
+            "Messages that wait in the outbox. Counted now and then, by one of its pumps.", ("topic",),
+            Alias("pending_db_messages_count", {"topic": "topic"}),
+        ),
+        Metric(
+            OUTBOX_MAX_WAIT, "gauge", "s", "Age of the oldest message in the outbox, counted likewise.", ("topic",),
+            Alias("pending_db_messages_max_wait", {"topic": "topic"}),
+        ),
+        Metric(
+            OUTBOX_BLOCKED_KEYS, "gauge", "{key}",
+            "Keys of one pump that wait because a message of theirs cannot be sent.", (),
+        ),
+        Metric(POLLER_ROWS, "counter", "{row}", "Rows that every producer of the poller has sent.", ("poller",)),
+        Metric(
+            POLLER_FAILURES, "counter", "{row}", "Rows that a producer could not send.", ("poller", "error.type"),
+        ),
+        Metric(
+            POLLER_FAILED_ROWS, "gauge", "{row}", "Rows that wait as they could not be sent, after each run.",
+            ("poller",),
+        ),
+        Metric(
+            POLLER_LAG, "gauge", "s",
+            "By how much the last run stayed behind the present: `delay_time`, or the oldest open transaction.",
+            ("poller",),
         ),
         Metric(LOOP_LAG, "gauge", "s", "How much later than asked the event loop came back, at its worst in 5 s.", ()),
     )

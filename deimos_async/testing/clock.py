@@ -50,6 +50,11 @@ class MovableClock:
         self.timers: set[_Timer] = set()
         self._ahead = 0.0
 
+    @property
+    def ahead(self) -> float:
+        """Seconds by which it is ahead of the system's time."""
+        return self._ahead
+
     def time(self) -> float:
         """Seconds since the epoch."""
         return time.time() + self._ahead

@@ -20,6 +20,7 @@ from deimos_async.database.engines import Database
 from deimos_async.errors import ConfigurationError, LifecycleError, SchemaError
 from deimos_async.message import HeadersInput, Message, OutboundRecord, encode_headers
 from deimos_async.producing import pipeline
+from deimos_async.producing.outbox_backend import OutboxBackend
 from deimos_async.producing.outlet import Outlets
 from deimos_async.running import Running
 from deimos_async.schemas.codec import TopicCodec
@@ -29,7 +30,7 @@ from deimos_async.settings import flatten
 from deimos_async.testing.clock import MovableClock
 from deimos_async.testing.expectation import Expectation, explain_missing, explain_unwanted
 from deimos_async.testing.idle import run_consumers_until_idle
-from deimos_async.testing.sent import LetterRecorder, Recorder, SentMessage
+from deimos_async.testing.sent import LetterRecorder, OutboxRecorder, Recorder, SentMessage
 from deimos_async.testing.surroundings import Surroundings
 from deimos_async.topics import UNSET, Topic
 
@@ -65,6 +66,8 @@ class DeimosHarness:
         self._real: tuple[Plan, Codecs, Outlets] | None = None
         self._is_consuming = False
         outlets = self._outlets
+        outbox = outlets.backend("outbox")
+        assert isinstance(outbox, OutboxBackend)  # a test always has a database
         running.outlets = dataclasses.replace(
             outlets,
             backends={
@@ -72,6 +75,7 @@ class DeimosHarness:
                 "kafka_async": Recorder("kafka_async", outlets.backend("kafka_async"), self._sent),
                 # `test` tells nothing, as ever; on the broker its messages are there for `run_until_idle`
                 "test": Recorder("test", outlets.backend("kafka"), self._sent, tells=False),
+                "outbox": outbox.observed(OutboxRecorder(self._sent)),
             },
         )
         running.letter_producers = {
@@ -355,7 +359,7 @@ class DeimosHarness:
         raise ConfigurationError(f"{described} takes batches (batch=True); use consume_batch")
 
     async def run_until_idle(self, timeout: float = 30.0, *, advance: bool = True) -> None:
-        """Run all consumers, those of retry topics too, until nothing is left to do, and stop them.
+        """Run consumers, those of retry topics too, outbox and pollers until nothing is left to do, and stop them.
 
         Everything that was sent in this test so far is there to be handled, and so is what handlers send meanwhile.
         Errors take the way of `on_error` as in production; as `reraise_errors` is true unless the test sets it, the
@@ -363,14 +367,15 @@ class DeimosHarness:
         and a group that starts at `"latest"` counts as having joined before the test. Call it as often as you like: it
         goes on where it was.
 
-        Nobody waits for the next attempt of a message, or until it is due in a retry topic: when nothing else is left
-        to do, time is moved on to that moment, as by `advance`. A handler's own sleep is a real one.
+        Nobody waits for the next attempt of a message, in place or in `kafka_retries`, or until it is due in a retry
+        topic, or for a poller's `delay_time` and next run while there are rows for it: when nothing else is left to do,
+        time is moved on to that moment, as by `advance`. A handler's own sleep is a real one.
 
         Args:
             timeout: Real seconds.
             advance: False: time is left alone, and it ends when everything that is left waits for a later time. What
-                waits in a retry topic goes on in the next call after `deimos.advance(...)`; attempts in place begin
-                anew.
+                waits in a retry topic or in `kafka_retries` goes on in the next call after `deimos.advance(...)`;
+                attempts in place begin anew.
 
         Raises:
             Exception: What a handler raised, where it stops its consumer; a note says at which message. What was
@@ -388,13 +393,15 @@ class DeimosHarness:
                 flush=self.app.flush,
                 timeout=timeout,
                 prefix=self._prefix,
+                time_ahead=lambda: self._clock.ahead,
             )
         finally:
             self._clock.clear()
             self._is_consuming = False
 
     def advance(self, seconds: float) -> None:
-        """Move time on for messages that wait: for their next attempt, or until they are due in a retry topic.
+        """Move time on for messages that wait, until their next attempt or until they are due in a retry topic, and for
+        pollers, until their next run.
 
         Nothing else looks at this time: not the clock of the system, timestamps, sleeps, or time-outs.
 

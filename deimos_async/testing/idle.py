@@ -1,4 +1,4 @@
-"""Runs the consumers of an application under test until nothing is left to do."""
+"""Runs consumers, outbox and pollers of an application under test until nothing is left to do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deimos_async.assembly import PlannedConsumer
 from deimos_async.brokers.memory import MemoryBroker
 from deimos_async.errors import HandlerError
 from deimos_async.running import Running
-from deimos_async.service import Supervisor
+from deimos_async.service import Service, Supervisor
 from deimos_async.testing.clock import MovableClock
 
 __all__ = ["run_consumers_until_idle"]
@@ -23,10 +23,15 @@ _LOOK_INTERVAL = 0.1
 
 
 class _Consumers:
-    """The consumers of one call, and when to look whether they are done."""
+    """What runs in one call, and when to look whether they are done."""
 
     def __init__(
-        self, running: Running, clock: MovableClock | None, flush: Callable[[], Awaitable[None]], prefix: str
+        self,
+        running: Running,
+        clock: MovableClock | None,
+        flush: Callable[[], Awaitable[None]],
+        prefix: str,
+        time_ahead: Callable[[], float],
     ) -> None:
         assert running.plan is not None
         self._clock = clock
@@ -42,13 +47,24 @@ class _Consumers:
         self._changed = asyncio.Event()
         for runner in self._runners:
             runner.on_change = self._changed.set
+        self._pump = running.build_pump() if running.uses_outbox else None
+        if self._pump is not None:
+            self._pump.on_change = self._changed.set
+        self._pollers = running.build_pollers(time_ahead) if running.plan.pollers else None
+        if self._pollers is not None:
+            self._pollers.on_change = self._changed.set
+
+    @property
+    def _services(self) -> list[Service]:
+        others: list[Service | None] = [self._pollers, self._pump]
+        return [*self._runners, *(service for service in others if service is not None)]
 
     @asynccontextmanager
     async def started(self) -> AsyncIterator[None]:
         """Started within the block; what still runs at its end is cancelled."""
         await self._supervisor.open()
         try:
-            await self._supervisor.start(self._runners)
+            await self._supervisor.start(self._services)
             yield
         finally:
             await self._supervisor.close()
@@ -67,6 +83,10 @@ class _Consumers:
             for runner in self._runners:
                 await runner.commit()
             standings = set(await asyncio.gather(*(runner.standing() for runner in self._runners)))
+            if self._pollers is not None:
+                standings.add(await self._pollers.standing())
+            if self._pump is not None and not await self._pump.is_idle():
+                standings.add("busy")
             # What has changed meanwhile may have been looked at too early.
             if "busy" not in standings and not self._changed.is_set():
                 if "waiting" not in standings or self._clock is None:
@@ -78,14 +98,15 @@ class _Consumers:
     async def _wait(self) -> None:
         """Until something may have changed."""
         try:
-            async with asyncio.timeout(None if self._tells_changes else _LOOK_INTERVAL):
+            tells = self._tells_changes and self._pump is None and self._pollers is None
+            async with asyncio.timeout(None if tells else _LOOK_INTERVAL):
                 await self._changed.wait()
         except TimeoutError:
             pass
 
     async def stop(self) -> None:
         """Let running handlers end, commit, and raise what broke, if anything did."""
-        await self._supervisor.stop(*self._runners, timeout=_STOP_TIMEOUT)
+        await self._supervisor.stop(*self._services, timeout=_STOP_TIMEOUT)
         failures = list(self._supervisor.failures.values())
         if not failures:
             return
@@ -109,6 +130,19 @@ class _Consumers:
             for status in statuses
             if status.in_flight
         ]
+        parts += [
+            f"{status.waiting} messages of consumer {status.name!r} wait in kafka_retries"
+            for status in statuses
+            if status.waiting
+        ]
+        if self._pollers is not None:
+            parts += [
+                f"poller {each.name!r}: {each.problem or 'it runs'}"
+                for each in self._pollers.status()
+                if each.is_running or each.problem is not None
+            ]
+        if self._pump is not None and (failing := self._pump.status().failing_topics):
+            parts += [f"the outbox cannot send to {topic!r}: {reason}" for topic, reason in failing.items()]
         return self._shown("; ".join(parts)) or "messages are produced on and on"
 
     def _shown(self, text: str) -> str:
@@ -129,6 +163,7 @@ async def run_consumers_until_idle(
     flush: Callable[[], Awaitable[None]],
     timeout: float,
     prefix: str,
+    time_ahead: Callable[[], float],
 ) -> None:
     """Start every consumer, wait until all is handled and committed, also what they produce meanwhile, and stop them.
 
@@ -138,13 +173,14 @@ async def run_consumers_until_idle(
         flush: Sends what is buffered.
         timeout: Seconds.
         prefix: Left out of errors.
+        time_ahead: Seconds by which the run's clock is ahead of the system's.
 
     Raises:
         TimeoutError: Something is left to do; says what. Handlers were cancelled, their messages are not committed.
         Exception: What a handler raised, where it stops its consumer; what was handled is committed.
     """
     brokers = [broker for broker in running.brokers.values() if isinstance(broker, MemoryBroker)]
-    consumers = _Consumers(running, clock, flush, prefix)
+    consumers = _Consumers(running, clock, flush, prefix, time_ahead)
     left = ""
     deadline = asyncio.timeout(timeout)
     try:

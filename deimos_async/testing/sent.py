@@ -17,7 +17,7 @@ from deimos_async.testing.matching import differences
 if TYPE_CHECKING:  # start-up time: the codec's module loads schema libraries
     from deimos_async.schemas.codec import TopicCodec
 
-__all__ = ["LetterRecorder", "Recorder", "SentHeaders", "SentMessage", "header_values"]
+__all__ = ["LetterRecorder", "OutboxRecorder", "Recorder", "SentHeaders", "SentMessage", "header_values"]
 
 _NAMING = frozenset(prefix + name for prefix in (HEADER_PREFIX, RETRY_PREFIX) for name in ("topic", "group"))
 """Headers that hold a name in Kafka."""
@@ -108,6 +108,21 @@ class Recorder:
             raise
         self._sent += decoded
         return deliveries if self._tells else None
+
+
+class OutboxRecorder:
+    """Keeps messages that a transaction has stored in the outbox, when it was committed.
+
+    Args:
+        sent: Where they are kept, shared by all recorders of a test.
+    """
+
+    def __init__(self, sent: list[SentMessage]) -> None:
+        self._sent = sent
+
+    async def __call__(self, messages: Sequence[Outgoing]) -> None:
+        """Keep them."""
+        self._sent += [await _decoded(message) for message in messages]
 
 
 class LetterRecorder:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deimos_async.health import Health
+
+if TYPE_CHECKING:  # start-up time: loaded where the outbox is sent, or tables are polled
+    from deimos_async.outbox.pump import PumpStatus
+    from deimos_async.polling.scheduler import PollerStatus
 
 __all__ = ["WebApp"]
 
@@ -107,10 +111,37 @@ def _shown(health: Health) -> Mapping[str, Any]:
                 "lag": status.lag,
                 "last_progress_seconds": round(status.last_progress, 1),
                 "stalled": status.stalled,
+                "waiting": status.waiting,
+                "waiting_keys": status.waiting_keys,
+                "held_up_partitions": sorted(partition.partition for partition in status.held_up),
                 "failed": status.failed,
             }
             for status in health.consumers
         ],
+        **({} if health.outbox is None else {"outbox": _shown_outbox(health.outbox)}),
+        **({"pollers": list(map(_shown_poller, health.pollers))} if health.pollers else {}),
+    }
+
+
+def _shown_poller(status: PollerStatus) -> Mapping[str, Any]:
+    return {
+        "name": status.name,
+        "running": status.is_running,
+        "runs": status.runs,
+        "rows": status.rows,
+        "failed_rows": status.failed_rows,
+        "problem": status.problem,
+    }
+
+
+def _shown_outbox(status: PumpStatus) -> Mapping[str, Any]:
+    return {
+        "slots": sorted(status.slots),
+        "in_flight": status.in_flight,
+        "blocked_keys": status.blocked_keys,
+        "failing_topics": sorted(status.failing_topics),
+        "started": status.started,
+        "database": status.database is None,
     }
 
 

@@ -1,51 +1,72 @@
-"""Orders over HTTP: a row and a message in one transaction.
+"""Orders over HTTP: a row and its message in one transaction, by the outbox.
 
     pip install fastapi uvicorn
-    DEIMOS_EMBEDDED=true uvicorn fastapi_app.main:api      # in this folder's parent; all of it in memory but the table
-    uvicorn fastapi_app.main:api                           # Kafka at DEIMOS_KAFKA__BOOTSTRAP_SERVERS
+    DEIMOS_EMBEDDED=true uvicorn fastapi_app.main:api    # in this folder's parent; all else is in the process
 
-The message leaves when the transaction commits and never when it rolls back. Between commit and sending a crash can
-lose it; an outbox closes that gap, which this version does not have yet.
+On Kafka, with a database of your own:
+
+    export DEIMOS_KAFKA__BOOTSTRAP_SERVERS=... DEIMOS_SCHEMA__REGISTRY_URL=... DEIMOS_DATABASE__URL=...
+    alembic -c ../alembic.ini upgrade heads              # the table of this example, and those of the framework
+    python -m deimos_async topics create fastapi_app.main:app
+    uvicorn fastapi_app.main:api
+
+Where there is no Alembic environment that has the framework's tables too, as this project's has, they are made by
+`python -m deimos_async migrate fastapi_app.main:app`. An embedded run makes all tables by itself.
+
+Nothing is sent by those who call the web application. They commit rows: the order, and the message that tells of it.
+The lifespan runs a pump beside the consumer, which sends what was committed; any number of such processes share the
+work, and what one that was killed has left is sent by the others, or by the next one.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
 from fastapi import FastAPI, HTTPException, Response
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import Numeric, String
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy import DateTime, Numeric, String
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from deimos_async import Deimos, Key, Message
+from deimos_async import Deimos, KafkaSource, Key, Message, ModelProducer, Producer
 
-# An engine of the application's own, which the handlers' sessions use too. Without one: the setting `database.url`.
-engine = create_async_engine(os.environ.get("ORDERS_DATABASE_URL", "sqlite+aiosqlite:///orders.sqlite3"))
-app = Deimos({"schema.path": str(Path(__file__).resolve().parents[2] / "schemas")}, engine=engine)
+SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
+app = Deimos({"schema.path": str(SCHEMAS), "producers.backend": "outbox"})
 
 orders = app.topic("orders", schema="com.acme.Order", key=Key.field("order_id"))
-to_orders = app.producer(orders)
+invoices = app.topic("invoices", schema="com.acme.Invoice", key=Key.field("order_id"))
 
 
 class Base(DeclarativeBase):
     """The application's tables."""
 
 
-class OrderRow(Base):
-    """An order and how far it is."""
+class OrderRow(Base, KafkaSource):
+    """An order and how far it is. What changes of it is sent: a table becomes a topic."""
 
     __tablename__ = "orders"
-    id: Mapped[int] = mapped_column(primary_key=True)
+    order_id: Mapped[int] = mapped_column("id", primary_key=True)
     item: Mapped[str] = mapped_column(String(100))
     total: Mapped[Decimal] = mapped_column(Numeric(12, 2))
     country: Mapped[str] = mapped_column(String(2))
+    placed_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=lambda: datetime.now(UTC))
     state: Mapped[str] = mapped_column(String(10), default="placed")
+
+    @classmethod
+    def kafka_producers(cls) -> Sequence[Producer]:
+        """Who is told of changes."""
+        return [order_events]
+
+
+class OrderEvents(ModelProducer[OrderRow]):
+    """Nothing is left to say: attributes have the names of fields. `state` is none, so its changes are not sent."""
+
+
+order_events = app.producer(orders, OrderEvents)
+to_invoices = app.producer(invoices)
 
 
 class OrderIn(BaseModel):
@@ -61,7 +82,7 @@ class OrderOut(BaseModel):
 
     model_config = ConfigDict(from_attributes=True)
 
-    id: int
+    order_id: int
     item: str
     total: Decimal
     country: str
@@ -72,48 +93,30 @@ class Order(BaseModel):
     """The payload of `com.acme.Order`, as the handler wants it."""
 
     order_id: int
-    item: str
     total: Decimal
 
 
-@app.consumer(orders, group="packing")
-async def pack(message: Message[Order], session: AsyncSession) -> None:
-    """Pack what was ordered. The transaction commits when this returns; only then does the message count as handled."""
+@app.consumer(orders, group="packing", delivery="effectively_once")
+async def pack(message: Message[Order | None], session: AsyncSession) -> None:
+    """Pack what was ordered. Row, invoice and offset are one transaction, which commits when this returns."""
     row = await session.get(OrderRow, message.key)
-    if row is None or message.is_tombstone:
-        return
+    if message.payload is None or row is None or row.state == "packed":
+        return  # cancelled, or told of again
     row.state = "packed"
+    await to_invoices.produce({"order_id": message.payload.order_id, "amount": message.payload.total})
 
 
-@asynccontextmanager
-async def lifespan(api: FastAPI) -> AsyncIterator[None]:
-    """Tables first, then all else. With migrations, as in `alembic/versions`, `app.lifespan` is enough."""
-    async with engine.begin() as connection:
-        await connection.run_sync(Base.metadata.create_all)
-    async with app.lifespan(api):
-        yield
-
-
-api = FastAPI(title="Orders", lifespan=lifespan)
+# Starts producers, pump and consumer with the web application, and drains them at its end.
+api = FastAPI(title="Orders", lifespan=app.lifespan)
 
 
 @api.post("/orders", status_code=201)
 async def place(order: OrderIn) -> OrderOut:
-    """Place an order."""
+    """Place an order. Its message is stored with it, when the block commits."""
     async with app.transaction() as session:
-        row = OrderRow(item=order.item, total=order.total, country=order.country, state="placed")
+        row = OrderRow(**order.model_dump())
         session.add(row)
-        await session.flush()  # gives the row its id
-        await to_orders.produce(
-            {
-                "order_id": row.id,
-                "item": row.item,
-                "total": row.total,
-                "country": row.country,
-                "placed_at": datetime.now(UTC),
-            }
-        )
-        return OrderOut.model_validate(row)  # sent to the client after the commit
+    return OrderOut.model_validate(row)
 
 
 @api.get("/orders/{order_id}")
@@ -129,11 +132,10 @@ async def look_up(order_id: int) -> OrderOut:
 @api.delete("/orders/{order_id}", status_code=204)
 async def cancel(order_id: int) -> Response:
     """Cancel an order: its row goes, and a tombstone follows it into the topic."""
-    # A session of one's own (a dependency's, say) is given by `session=`; its commit lets the message go.
+    # Any AsyncSession does, also a dependency's: it is the row that is a source.
     async with app.session() as session, session.begin():
         row = await session.get(OrderRow, order_id)
         if row is None:
             raise HTTPException(404, f"there is no order {order_id}")
         await session.delete(row)
-        await to_orders.delete(order_id, session=session)
     return Response(status_code=204)

@@ -10,14 +10,20 @@ import signal
 import sqlite3
 import sys
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from fresh_database import fresh_database
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from .conftest import Launch, Launched
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
-@pytest.mark.parametrize("example", ["shop", "fastapi_app"])
+@pytest.mark.parametrize("example", ["shop", "fastapi_app", "tables"])
 async def test_own_tests_of_an_example_pass(launch, example):
     tests = await launch(
         sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{example}/tests", folder=EXAMPLES
@@ -79,30 +85,104 @@ def booked(path: Path) -> list[int]:
         return [number for (number,) in books.execute("select order_id from invoices order by order_id")]
 
 
-async def test_web_application_takes_an_order_and_packs_it(launch, tmp_path):
+class WebApplication:
+    """The example under uvicorn."""
+
+    def __init__(self, server: Launched, address: str) -> None:
+        self.server = server
+        self._address = address
+
+    async def ask(self, path: str, body: object = None, method: str | None = None) -> object:
+        """JSON of the answer; an HTTPError where it is none."""
+
+        def asked() -> object:
+            data = None if body is None else json.dumps(body).encode()
+            headers = {"Content-Type": "application/json"}
+            request = urllib.request.Request(self._address + path, data, headers, method=method)
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.load(answer) if answer.status != 204 else None
+
+        return await asyncio.to_thread(asked)
+
+    async def place(self) -> int:
+        placed = await self.ask("/orders", {"item": "lamp", "total": "19.99", "country": "CA"})
+        assert isinstance(placed, dict)
+        assert placed["state"] == "placed"
+        return int(placed["order_id"])
+
+    async def until_packed(self, number: int) -> None:
+        async with asyncio.timeout(120):
+            state = "placed"
+            while state != "packed":
+                answer = await self.ask(f"/orders/{number}")
+                assert isinstance(answer, dict)
+                state = answer["state"]
+
+    async def stop(self) -> None:
+        # Uvicorn shuts down in order and then lets the signal take its usual way.
+        assert await self.server.ends(signal.SIGTERM) in (0, -signal.SIGTERM), self.server.errors
+        assert "Application shutdown complete" in self.server.errors
+
+
+async def web_application(launch: Launch, environment: Mapping[str, str]) -> WebApplication:
     server = await launch(
         *(sys.executable, "-m", "uvicorn", "fastapi_app.main:api", "--port", "0", "--host", "127.0.0.1"),
         folder=EXAMPLES,
-        environment={
-            "DEIMOS_EMBEDDED": "true",
-            "ORDERS_DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/orders.sqlite3",
-        },
+        environment=environment,
     )
     await server.says("Uvicorn running on")
     found = re.search(r"http://127\.0\.0\.1:\d+", server.errors)
     assert found
+    return WebApplication(server, found[0])
 
-    def ask(path: str, body: object = None) -> dict[str, object]:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(found[0] + path, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return dict(json.load(answer))
 
-    async with asyncio.timeout(120):
-        placed = await asyncio.to_thread(ask, "/orders", {"item": "lamp", "total": "19.99", "country": "CA"})
-        state = placed["state"]
-        while state != "packed":
-            state = (await asyncio.to_thread(ask, f"/orders/{placed['id']}"))["state"]
-    # Uvicorn shuts down in order and then lets the signal take its usual way.
-    assert await server.ends(signal.SIGTERM) in (0, -signal.SIGTERM), server.errors
-    assert "Application shutdown complete" in server.errors
+async def test_web_application_takes_an_order_and_packs_it(launch):
+    shop = await web_application(launch, {"DEIMOS_EMBEDDED": "true"})
+    await shop.until_packed(await shop.place())
+    await shop.stop()
+
+
+async def test_web_application_on_kafka_sends_what_one_that_was_killed_has_committed(
+    launch, kafka_bootstrap, registry_url, postgres_url, unique_name
+):
+    async with fresh_database(postgres_url, unique_name[:60]) as url:
+        environment = {
+            "DEIMOS_KAFKA__BOOTSTRAP_SERVERS": kafka_bootstrap,
+            "DEIMOS_SCHEMA__REGISTRY_URL": registry_url,
+            "DEIMOS_PRODUCERS__TOPIC_PREFIX": f"{unique_name}.",
+            "DEIMOS_DATABASE__URL": url,
+            # The group waits no longer for the member that is killed.
+            "DEIMOS_CONSUMERS__SESSION_TIMEOUT": "6",
+            "DEIMOS_CONSUMERS__HEARTBEAT_INTERVAL": "1",
+        }
+        page = (EXAMPLES / "fastapi_app" / "main.py").read_text()
+        for line in (
+            "alembic -c ../alembic.ini upgrade heads",
+            "python -m deimos_async topics create fastapi_app.main:app",
+        ):
+            assert f"    {line}" in page
+            command = line.removeprefix("python -m ").split()
+            made = await launch(sys.executable, "-m", *command, folder=EXAMPLES, environment=environment)
+            assert await made.ends() == 0, made.errors
+        first = await web_application(launch, environment)
+        await first.until_packed(await first.place())
+        numbers = [await first.place() for _ in range(20)]
+        await first.ask(f"/orders/{numbers.pop()}", method="DELETE")
+        # Some of these were sent by now, some were packed, some are only rows: all were committed.
+        await first.server.ends(signal.SIGKILL)
+        second = await web_application(launch, environment)
+        for number in numbers:
+            await second.until_packed(number)
+        async with asyncio.timeout(120):  # the invoices, too
+            while await answer(url, "SELECT count(*) FROM kafka_messages"):
+                pass
+        await second.stop()
+        assert await answer(url, "SELECT count(*) FROM orders WHERE state = 'packed'") == 20
+
+
+async def answer(url: str, query: str) -> object:
+    engine = create_async_engine(url)
+    async with engine.connect() as connection:
+        found: object = await connection.scalar(text(query))
+    await engine.dispose()
+    return found

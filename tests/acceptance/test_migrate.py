@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from alembic.script import ScriptDirectory
 from fresh_database import fresh_database
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from deimos_async.database import migrations
 
@@ -165,6 +167,32 @@ async def test_projects_environment_has_the_examples_tables_and_the_frameworks_i
     assert "No new upgrade operations detected" in await alembic(database_url, "check")
     await alembic(database_url, "downgrade", "base")
     assert "not up to date" in await alembic(database_url, "check", status=255)
+
+
+async def test_orders_that_are_there_are_kept_up_and_down(alembic: Alembic, database_url: str) -> None:
+    await alembic(database_url, "upgrade", "examples_0002")
+    engine = create_async_engine(database_url)
+    async with engine.begin() as connection:
+        await connection.execute(
+            text("INSERT INTO orders (item, total, country, state) VALUES ('lamp', 9.50, 'CA', 'placed')")
+        )
+    await alembic(database_url, "upgrade", "heads")
+    async with engine.begin() as connection:
+        await connection.execute(
+            text(
+                "INSERT INTO orders (item, total, country, state, placed_at) "
+                "VALUES ('globe', 5, 'CA', 'placed', CURRENT_TIMESTAMP)"
+            )
+        )
+        rows = await connection.execute(text("SELECT id, item FROM orders WHERE placed_at IS NOT NULL ORDER BY id"))
+        assert rows.all() == [(1, "lamp"), (2, "globe")]
+    await engine.dispose()
+    await alembic(database_url, "downgrade", "examples_0002")
+    async with engine.connect() as connection:
+        rows = (await connection.execute(text("SELECT * FROM orders ORDER BY id"))).mappings().all()
+        assert [(row["id"], row["item"]) for row in rows] == [(1, "lamp"), (2, "globe")]
+        assert "placed_at" not in rows[0]
+    await engine.dispose()
 
 
 async def test_projects_environment_prints_sql_for_both(alembic: Alembic) -> None:

@@ -159,6 +159,9 @@ async def main():
             assert await guide.answer() == 42
             print(await guide.to_orders_by_country.produce(order))
             print(await guide.to_parcels.produce("to the moon", key="p1"))
+            await guide.place_order()
+            await guide.send_again()
+            print(await guide.to_orders_by_country.produce(order))
 
 asyncio.run(main())
 """
@@ -169,6 +172,7 @@ asyncio.run(main())
         ("orders", "0"),
         ("orders", "7"),
         ("parcels", "0"),
+        ("orders", "11"),  # made, changed, deleted, and nothing is left to be sent again
     ]
 
 

@@ -20,9 +20,12 @@ from deimos_async.database import migrations
 from deimos_async.database.creation import create_framework_tables
 from deimos_async.database.migrations import VERSION_TABLE, is_framework_table
 from deimos_async.database.migrations.migrator import downgrade, downgrade_sql, state, upgrade, upgrade_sql
+from deimos_async.database.outbox.writing import insert_rows
 from deimos_async.database.schema_lock import schema_lock
-from deimos_async.database.tables import kafka_offsets, metadata
+from deimos_async.database.tables import kafka_messages, kafka_offsets, metadata
 from deimos_async.errors import DatabaseError
+from deimos_async.message import OutboundRecord
+from deimos_async.outbox.rows import make_rows
 
 REVISIONS = [script.revision for script in ScriptDirectory(migrations.__path__[0]).walk_revisions()][::-1]
 
@@ -241,3 +244,148 @@ async def test_migration_cancelled_while_it_waits_leaves_nothing_locked(engine: 
             with pytest.raises(asyncio.CancelledError):
                 await waiting
         assert len(await upgrade(engine)) == len(REVISIONS)
+
+
+def deimos_tables(dialect: str) -> list[str]:
+    """What the migrations that Deimos generates have made, with Rails 7."""
+    types = {
+        "postgresql": (
+            "bigserial PRIMARY KEY", "character varying", "bytea", "bytea", "timestamp(6)", "boolean", "FALSE",
+        ),
+        "mysql": (
+            "bigint NOT NULL AUTO_INCREMENT PRIMARY KEY", "varchar(255)", "mediumblob", "blob", "datetime(6)",
+            "tinyint(1)", "0",
+        ),
+        "sqlite": (
+            "integer PRIMARY KEY AUTOINCREMENT NOT NULL", "varchar", "blob(10485760)", "blob", "datetime(6)", "boolean",
+            "0",
+        ),
+    }  # fmt: skip
+    key, text, large, small, moment, flag, no = types[dialect]
+    name = "`key`" if dialect == "mysql" else '"key"'
+    return [
+        f"CREATE TABLE kafka_messages (id {key}, topic {text} NOT NULL, message {large}, {name} {small},"
+        f" partition_key {text}, created_at {moment} NOT NULL, updated_at {moment} NOT NULL)",
+        "CREATE INDEX index_kafka_messages_on_topic_and_id ON kafka_messages (topic, id)",
+        f"CREATE TABLE kafka_topic_info (id {key}, topic {text} NOT NULL, locked_by {text}, locked_at {moment},"
+        f" error {flag} DEFAULT {no} NOT NULL, retries integer DEFAULT 0 NOT NULL, last_processed_at {moment})",
+        "CREATE UNIQUE INDEX index_kafka_topic_info_on_topic ON kafka_topic_info (topic)",
+        "CREATE INDEX index_kafka_topic_info_on_locked_by_and_error ON kafka_topic_info (locked_by, error)",
+        "CREATE INDEX index_kafka_topic_info_on_locked_at ON kafka_topic_info (locked_at)",
+        f"CREATE TABLE deimos_poll_info (id {key}, producer {text} NOT NULL, last_sent {moment}, last_sent_id bigint)",
+        "CREATE INDEX index_deimos_poll_info_on_producer ON deimos_poll_info (producer)",
+    ]
+
+
+def deimos_rows(dialect: str) -> list[str]:
+    name = "`key`" if dialect == "mysql" else '"key"'
+    one, k = ("x'6F6E65'", "x'6B'") if dialect == "sqlite" else ("'one'", "'k'")
+    return [
+        f"INSERT INTO kafka_messages (topic, message, {name}, partition_key, created_at, updated_at)"
+        f" VALUES ('orders', {one}, {k}, 'k', '2026-01-02 03:04:05', '2026-01-02 03:04:05')",
+        "INSERT INTO kafka_topic_info (topic, retries) VALUES ('orders', 3)",
+        "INSERT INTO deimos_poll_info (producer, last_sent, last_sent_id)"
+        " VALUES ('OrderProducer', '2026-01-02 03:04:05', 7)",
+    ]
+
+
+DEIMOS_TABLES = ("kafka_messages", "kafka_topic_info", "deimos_poll_info")
+
+
+async def shape(engine: AsyncEngine) -> dict[str, Any]:
+    """Columns with their types, and indexes, of Deimos's tables."""
+
+    def look(connection: sa.Connection) -> dict[str, Any]:
+        inspector = sa.inspect(connection)
+        return {
+            name: (
+                [(column["name"], repr(column["type"]), column["nullable"]) for column in inspector.get_columns(name)],
+                sorted((index["name"] or "", index["column_names"]) for index in inspector.get_indexes(name)),
+            )
+            for name in DEIMOS_TABLES
+        }
+
+    async with engine.connect() as connection:
+        return await connection.run_sync(look)
+
+
+async def counts(engine: AsyncEngine) -> list[int]:
+    async with engine.connect() as connection:
+        return [int(await connection.scalar(sa.text(f"SELECT count(*) FROM {name}")) or 0) for name in DEIMOS_TABLES]
+
+
+async def test_tables_of_a_deimos_are_taken_over_with_their_rows_and_given_back(engine: AsyncEngine) -> None:
+    dialect = engine.dialect.name
+    await execute(engine, *deimos_tables(dialect), *deimos_rows(dialect))
+    before = await shape(engine)
+    await upgrade(engine)
+    (row,) = await messages(engine)
+    assert (row.topic, row.message, row.key, row.partition_key) == ("orders", b"one", b"k", "k")
+    assert (row.shard, row.order_hash, row.headers, row.message_id) == (None, None, None, None)
+    wanted = {name: set(metadata.tables[name].columns.keys()) for name in DEIMOS_TABLES}
+    assert {name: {column[0] for column in (await shape(engine))[name][0]} for name in DEIMOS_TABLES} == wanted
+    # A Deimos that still runs writes as ever, beside us.
+    await execute(engine, *deimos_rows(dialect)[:1])
+    async with engine.begin() as connection:
+        await connection.run_sync(insert_rows, make_rows([OutboundRecord("orders", b"k", b"ours", [("a", b"b")])]))
+    assert [(found.message, found.shard is None) for found in await messages(engine)] == [
+        (b"one", True),
+        (b"one", True),
+        (b"ours", False),
+    ]
+    await execute(engine, "INSERT INTO kafka_topic_info (topic, locked_by) VALUES ('layout', 'x'), ('slot-0', NULL)")
+    await downgrade(engine, "deimos_0002")
+    assert await shape(engine) == before
+    assert await counts(engine) == [3, 1, 1]
+    await downgrade(engine, "base")
+    await upgrade(engine)
+    assert await counts(engine) == [3, 1, 1]
+
+
+async def messages(engine: AsyncEngine) -> list[Any]:
+    async with engine.connect() as connection:
+        return list(await connection.execute(sa.select(kafka_messages).order_by(kafka_messages.c.id)))
+
+
+async def test_take_over_that_stopped_half_way_goes_on(engine: AsyncEngine) -> None:
+    """MySQL and MariaDB commit each statement by itself, so a process may die after any of them."""
+    dialect = engine.dialect.name
+    await execute(engine, *deimos_tables(dialect), *deimos_rows(dialect))
+    await execute(
+        engine,
+        "ALTER TABLE kafka_messages ADD COLUMN shard SMALLINT",
+        "CREATE INDEX index_kafka_messages_on_shard_and_id ON kafka_messages (shard, id)",
+        "ALTER TABLE kafka_topic_info ADD COLUMN epoch BIGINT DEFAULT 0 NOT NULL",
+    )
+    await upgrade(engine)
+    wanted = await shape(engine)
+    await execute(engine, f"UPDATE {VERSION_TABLE} SET version_num = 'deimos_0002'")
+    await upgrade(engine)
+    assert await shape(engine) == wanted
+    assert await counts(engine) == [1, 1, 1]
+    if dialect == "mysql":
+        await execute(
+            engine,
+            "DROP INDEX index_kafka_messages_on_shard_and_id ON kafka_messages",
+            "ALTER TABLE kafka_messages DROP COLUMN headers",
+            "ALTER TABLE deimos_poll_info DROP INDEX index_deimos_poll_info_on_name_and_chunk, DROP COLUMN name",
+        )
+    await downgrade(engine, "base")
+    assert await counts(engine) == [1, 1, 1]
+
+
+async def test_table_that_lacks_what_deimos_had_is_refused(engine: AsyncEngine) -> None:
+    await execute(engine, "CREATE TABLE kafka_messages (id INTEGER NOT NULL, topic VARCHAR(10))")
+    with pytest.raises(DatabaseError, match=r"'kafka_messages' exists, and lacks the columns message, key, "):
+        await upgrade(engine)
+
+
+async def test_row_written_by_hand_needs_topic_and_value_only(engine: AsyncEngine) -> None:
+    await upgrade(engine)
+    await execute(engine, "INSERT INTO kafka_messages (topic, message) VALUES ('orders', 'one')")
+    (row,) = await messages(engine)
+    assert row.created_at is not None
+    async with engine.begin() as connection:
+        await connection.execute(kafka_messages.delete())
+        await connection.execute(kafka_messages.insert().values(topic="orders"))
+    assert (await messages(engine))[0].id > row.id  # ids are never given twice, also when the table was empty

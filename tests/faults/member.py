@@ -6,20 +6,16 @@ Runs `deimos_async.cli.run.serve`, as `python -m deimos_async run` does, and aft
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import socket
-import stat
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
+from fault_audit import run_audited
 from fault_ledger import fate, format_line
 
 from deimos_async import Backoff, Deimos, Key, Message, OnError
-from deimos_async.cli.loading import configure_logging, reporting
-from deimos_async.cli.run import run_loop, serve
 
 GROUPS = os.environ["FAULT_GROUPS"].split(",")
 FAILS = bool(os.environ["FAULT_FAILS"])
@@ -131,33 +127,5 @@ if "FAULT_TABLE" in os.environ:
             os.write(1, b"".join(lines))
 
 
-def open_sockets() -> list[str]:
-    """Connections and listeners of the internet families that this process has."""
-    found = []
-    for name in os.listdir("/dev/fd"):
-        try:
-            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                continue
-            with socket.socket(fileno=os.dup(int(name))) as copy:
-                if copy.family in (socket.AF_INET, socket.AF_INET6):
-                    found.append(f"{copy.getsockname()}")
-        except OSError:
-            continue  # the descriptor by which the folder was read
-    return found
-
-
-async def audited() -> int:
-    """Serve until a signal, then say what is left."""
-    status = await serve(app, None)
-    for _ in range(10):
-        await asyncio.sleep(0)  # transports that were closed give up their sockets in the loop's next rounds
-    tasks = [task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-    left = {"tasks": sorted(tasks), "sockets": open_sockets()}
-    os.write(1, f"= {json.dumps(left)}\n".encode())
-    return status
-
-
 if __name__ == "__main__":
-    configure_logging("info", messages=False)
-    with reporting():
-        sys.exit(run_loop("asyncio", audited))
+    run_audited(app)

@@ -136,11 +136,15 @@ class OutboxBench:
                 changed.clear()
                 if is_done(await self.count()):
                     return
-                try:
-                    async with asyncio.timeout(0.2):  # other pumps do not tell us
-                        await changed.wait()
-                except TimeoutError:
-                    pass
+                await self.a_moment(changed)
+
+    async def a_moment(self, changed: asyncio.Event | None = None) -> None:
+        """Between two looks at what other processes do, which do not tell us; less if something changes here."""
+        try:
+            async with asyncio.timeout(0.2):
+                await (changed or asyncio.Event()).wait()
+        except TimeoutError:
+            pass
 
 
 async def _describe(row: object) -> object:

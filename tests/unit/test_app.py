@@ -239,8 +239,8 @@ async def test_unknown_part_is_refused_and_producers_run_without_consumers(app: 
     async def handle(message: Message) -> None:
         seen.append(message)
 
-    with pytest.raises(ConfigurationError, match="'outbox' does not exist in this version"):
-        async with app.running(only=("outbox",)):
+    with pytest.raises(ConfigurationError, match="'pollers' does not exist in this version"):
+        async with app.running(only=("pollers",)):
             pytest.fail("it must not start")
     async with app.running(only=("producers",)):
         assert await producer.produce(b"x", key="k") is not None

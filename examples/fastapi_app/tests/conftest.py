@@ -1,51 +1,25 @@
-"""A database file for each test run, and the application for the plugin of deimos_async."""
+"""The application for the plugin of deimos_async, which gives it a database of its own in each test."""
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx2
 import pytest
+from fastapi_app.main import api, app
 
 from deimos_async import Deimos
 
 
-@pytest.fixture(scope="session", autouse=True)
-def database_file() -> Iterator[None]:
-    """Before anything imports the application, which makes its engine then."""
-    with tempfile.TemporaryDirectory(prefix="orders-") as folder:
-        os.environ["ORDERS_DATABASE_URL"] = f"sqlite+aiosqlite:///{folder}/orders.sqlite3"
-        yield
-        del os.environ["ORDERS_DATABASE_URL"]
-
-
 @pytest.fixture
-async def tables(database_file: None) -> AsyncIterator[None]:
-    """Empty tables."""
-    from fastapi_app.main import Base, engine
-
-    async with engine.begin() as connection:
-        await connection.run_sync(Base.metadata.drop_all)
-        await connection.run_sync(Base.metadata.create_all)
-    yield
-    await engine.dispose()
-
-
-@pytest.fixture
-def deimos_app(tables: None) -> Deimos:
-    from fastapi_app.main import app
-
+def deimos_app() -> Deimos:
     return app
 
 
 @pytest.fixture
-async def client(tables: None) -> AsyncIterator[Any]:
+async def client() -> AsyncIterator[Any]:
     """A client of the web application in this process; it does not run the lifespan."""
-    import httpx2
-    from fastapi_app.main import api
-
     transport = httpx2.ASGITransport(app=api)
     async with httpx2.AsyncClient(transport=transport, base_url="http://orders") as client:
         yield client

@@ -12,7 +12,7 @@ from deimos_async.brokers.memory import MemoryBroker
 
 
 @pytest.mark.parametrize("as_pairs", [False, True])
-async def test_headers_that_steer_dead_letters_retries_and_replays_are_left_out(
+async def test_headers_that_this_library_writes_itself_are_left_out(
     make_app: Callable[..., Deimos], as_pairs: bool
 ) -> None:
     app = make_app()
@@ -25,8 +25,11 @@ async def test_headers_that_steer_dead_letters_retries_and_replays_are_left_out(
         "deimos-replay-topic",
         "deimos-replays",
         "deimos-replayed-from",
+        "deimos-message-id",
+        "deimos-seq",
+        "deimos-enqueued-at",
     ]
-    kept = {"deimos-seq": b"1", "theirs-dlq-topic": b"2", "x-deimos-dlq-topic": b"3"}
+    kept = {"deimos-other": b"1", "theirs-dlq-topic": b"2", "x-deimos-dlq-topic": b"3"}
     headers: Any = kept | dict.fromkeys(reserved, b"planted")
     async with app.running(only=["producers"]):
         await producer.produce(b"v", key="k", headers=list(headers.items()) if as_pairs else headers)

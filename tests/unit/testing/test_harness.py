@@ -808,7 +808,11 @@ async def test_session_comes_from_the_engine_the_url_or_a_fresh_file(
 
     @app.consumer(app.topic("notes"), group="g")
     async def look(message: Message, session: AsyncSession) -> None:
-        tables.extend(await session.scalars(text("select name from sqlite_master where type = 'table'")))
+        tables.extend(
+            await session.scalars(
+                text("select name from sqlite_master where type = 'table' and name not like 'sqlite%'")
+            )
+        )
 
     look.__annotations__["session"] = AsyncSession
     async with DeimosHarness.running(app) as deimos:
@@ -816,3 +820,24 @@ async def test_session_comes_from_the_engine_the_url_or_a_fresh_file(
     await engine.dispose()
     assert set(tables) == (set(framework.tables) if source == "fresh" else {"found"})
     assert app._engine is (engine if source == "engine" else None)
+
+
+@pytest.mark.parametrize("within", [False, True])
+async def test_messages_of_the_outbox_are_sent_when_their_transaction_is_committed(
+    make: Callable[..., Deimos], *, within: bool
+) -> None:
+    app = make({"producers.backend": "outbox"})
+    producer = app.producer(app.topic("notes", key=Key.plain()))
+    async with DeimosHarness.running(app) as deimos:
+        if within:
+            async with app.transaction():
+                await producer.produce(b"x", key="k")
+                deimos.assert_not_sent("notes", b"x")
+            with pytest.raises(ZeroDivisionError):
+                async with app.transaction():
+                    await producer.produce(b"rolled back", key="k")
+                    raise ZeroDivisionError
+        else:
+            await producer.produce(b"x", key="k")
+        deimos.assert_sent("notes", b"x", key="k")
+        assert len(deimos.sent_messages()) == 1

@@ -103,6 +103,7 @@ async def test_application_is_followed_through_its_life(app: Deimos, orders: Any
     (shown,) = during.json()["consumers"]
     assert shown.keys() == {
         "name", "group", "topic", "partitions", "in_flight", "lag", "last_progress_seconds", "stalled", "failed",
+        "waiting", "waiting_keys", "held_up_partitions",
     }  # fmt: skip
     assert (shown["name"], shown["group"], shown["topic"], shown["stalled"]) == ("bill", "billing", "orders", False)
 
