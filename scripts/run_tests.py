@@ -3,8 +3,8 @@
 All of it runs, whatever fails before, and the status is zero only when all was well. The last lines say which services
 could not be reached and how many tests were left out for that.
 
-Without arguments the tests run in two processes side by side, as half of them mostly wait: for sessions of a group to
-expire, for brokers to restart. What the second one has to say is printed when the first one has ended.
+Without arguments the tests run in three processes side by side, as many of them mostly wait: for sessions of a group to
+expire, for brokers to restart. What the second and the third have to say is printed when all have ended.
 """
 
 import asyncio
@@ -28,8 +28,8 @@ _CHECKS = (
 )
 _NO_TESTS_COLLECTED = 5
 _TESTS = Path(__file__).resolve().parent.parent / "tests"
-_WAITING = ("faults", "integration", "acceptance")
-"""Folders of tests that mostly wait for other processes."""
+_WAITING = (("faults",), ("integration", "acceptance"))
+"""Folders of tests that mostly wait for other processes, by the run that they are in."""
 
 
 async def run(arguments: list[str], policy: Policy, interruption: Interruption) -> int:
@@ -49,7 +49,7 @@ async def run(arguments: list[str], policy: Policy, interruption: Interruption) 
         environment = services.environment()
         if policy.requires_all:
             environment["SERVICES"] = "required"
-        runs = [arguments] if arguments else _halves()
+        runs = [arguments] if arguments else _parts()
         status, left_out = await _pytest(runs, environment, interruption)
         missing = services.missing
     if status != 0:
@@ -67,10 +67,12 @@ async def run(arguments: list[str], policy: Policy, interruption: Interruption) 
     return status or (1 if failed else 0)
 
 
-def _halves() -> list[list[str]]:
-    """pytest's arguments of two runs that have all tests between them."""
+def _parts() -> list[list[str]]:
+    """pytest's arguments of runs that have all tests between them."""
     rooms = sorted(folder.name for folder in _TESTS.iterdir() if any(folder.rglob("test_*.py")))
-    return [[f"tests/{room}" for room in rooms if (room in _WAITING) is waits] for waits in (True, False)]
+    waiting = {room for part in _WAITING for room in part}
+    parts = [*_WAITING, [room for room in rooms if room not in waiting]]
+    return [[f"tests/{room}" for room in part] for part in parts]
 
 
 async def _pytest(
