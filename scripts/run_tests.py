@@ -72,7 +72,7 @@ def _parts() -> list[list[str]]:
     rooms = sorted(folder.name for folder in _TESTS.iterdir() if any(folder.rglob("test_*.py")))
     waiting = {room for part in _WAITING for room in part}
     parts = [*_WAITING, [room for room in rooms if room not in waiting]]
-    return [[f"tests/{room}" for room in part] for part in parts]
+    return [["--durations=8", *(f"tests/{room}" for room in part)] for part in parts]
 
 
 async def _pytest(
