@@ -474,6 +474,13 @@ async def enqueue(count: int, *, server: Any, by_hand: bool = False) -> dict[str
     return await (enqueue_raw if by_hand else enqueue_ours)(count, server=server)
 
 
+async def poll(topic: str, count: int, *, server: Any, by_hand: bool = False) -> dict[str, float]:
+    """Rows of a table become messages."""
+    from polling import poll_ours, poll_raw
+
+    return await (poll_raw if by_hand else poll_ours)(topic, count, server=server)
+
+
 CASES: dict[str, Callable[[str, int], Coroutine[Any, Any, dict[str, float]]]] = {
     "codec-coerce": lambda topic, count: codec_ours(count, decode=False, coerce=True),
     "codec-encode": lambda topic, count: codec_ours(count, decode=False),
@@ -511,6 +518,10 @@ CASES: dict[str, Callable[[str, int], Coroutine[Any, Any, dict[str, float]]]] = 
     "enqueue-mariadb-raw": lambda topic, count: enqueue(count, server="mariadb", by_hand=True),
     "enqueue-sqlite": lambda topic, count: enqueue(count, server="sqlite"),
     "enqueue-sqlite-raw": lambda topic, count: enqueue(count, server="sqlite", by_hand=True),
+    "poll-postgres": lambda topic, count: poll(topic, count, server="postgres"),
+    "poll-postgres-raw": lambda topic, count: poll(topic, count, server="postgres", by_hand=True),
+    "poll-mariadb": lambda topic, count: poll(topic, count, server="mariadb"),
+    "poll-mariadb-raw": lambda topic, count: poll(topic, count, server="mariadb", by_hand=True),
 }
 
 

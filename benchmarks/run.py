@@ -213,6 +213,24 @@ COMPARISONS = [
         "rate",
     ),
     Comparison(
+        "poller",
+        "by time, Avro, PostgreSQL",
+        "poll-postgres",
+        "poll-postgres-raw",
+        "a loop: asyncpg pages, fastavro, send_batch",
+        0.5,
+        "rate",
+    ),
+    Comparison(
+        "poller",
+        "by time, Avro, MariaDB",
+        "poll-mariadb",
+        "poll-mariadb-raw",
+        "a loop: aiomysql pages, fastavro, send_batch",
+        0.5,
+        "rate",
+    ),
+    Comparison(
         "memory",
         "5,000 topics, 1,000,000 messages, broker in memory",
         "memory-topics",
@@ -257,14 +275,15 @@ _AREA_COUNTS = {
     "produce": 80_000,
     "upsert": 100_000,
     "outbox": 100_000,
+    "poller": 50_000,
     "memory": 1_000_000,
 }
 _COUNTS = {"handlers-by-key": 8_000, "handlers-in-turn": 300}
 _FILLED = 100_000
 """Messages in a topic to read from. A topic that becomes a table has as many as are read."""
 _DATABASES = {
-    "postgres": ("upsert-postgres", "faststream-upsert", "memory-upsert", "enqueue-postgres"),
-    "mariadb": ("upsert-mariadb", "enqueue-mariadb"),
+    "postgres": ("upsert-postgres", "faststream-upsert", "memory-upsert", "enqueue-postgres", "poll-postgres"),
+    "mariadb": ("upsert-mariadb", "enqueue-mariadb", "poll-mariadb"),
 }
 """Servers that not every case needs, and how the names of those begin that do."""
 _SHOWN = ("aiokafka", "fastavro", "SQLAlchemy", "asyncpg", "aiomysql", "aiosqlite")

@@ -18,11 +18,12 @@ from deimos_async.database.polling.pages import PolledTable
 from deimos_async.database.polling.protocol import Bounds, FailedRow, PollStore, Position
 from deimos_async.errors import DatabaseError
 from deimos_async.events import EventBus
+from deimos_async.models.columns import state_of
 from deimos_async.models.producer import ModelProducer
 from deimos_async.plain_text import class_path, described
 from deimos_async.polling import cursor
 from deimos_async.polling.poller import PlannedPoller
-from deimos_async.polling.sending import RowSender, Unsent
+from deimos_async.polling.sending import RowSender, Unsent, spoken
 from deimos_async.telemetry import names
 from deimos_async.telemetry.protocol import Metrics
 
@@ -140,6 +141,16 @@ class Polling:
     @property
     def _tags(self) -> dict[str, str]:
         return {"poller": self.name}
+
+    async def add(self) -> None:
+        """Make the poller's row in the database, unless there is one."""
+        planned, spec = self.planned, self.planned.spec
+        await self.store.add(
+            planned.name,
+            producer=type(planned.producers[0]).__name__,
+            known_as=planned.known_as if spec.mode == "time" and not spec.full_table else (),
+            at_end=spec.mode == "time" and not spec.start_from_beginning,
+        )
 
     async def run(self, lease: Lease, position: Position | None) -> Counts:
         """Read and send until nothing is left.
@@ -314,17 +325,66 @@ class Polling:
         if marked < len(rows):
             logger.debug("poller %s: %d rows have changed since they were read", self.name, len(rows) - marked)
 
+    # --- by key ------------------------------------------------------------------------------------------------
+
+    async def resend(self, after: str | None, last: str | None) -> tuple[int, str | None]:
+        """Send the next page of rows behind a key, in the order of keys, and again what has changed meanwhile.
+
+        The poller may have sent a row's change before this sends the row as it was. So rows are read again when they
+        were sent, until none has another time than it had: then what was sent last is what the row says, and what
+        changes later is sent later, by the poller. Rows of the present tick and of open transactions are its business.
+
+        Returns:
+            How many rows there were, and the last one's key; (0, None) at the end.
+        """
+        table = self.table
+        name = self.planned.mapper.local_table
+        if self._digits is None:
+            self._digits = await self.store.digits(name.schema, name.name, table.time_name)  # type: ignore[attr-defined]
+        end = cursor.next_end(
+            self._shifted(await self.store.bounds()), delay=self.planned.spec.delay_time, digits=self._digits
+        )
+        conditions = [table.before(end)]
+        if after is not None:
+            conditions.append(table.beyond(cursor.read_key(after)))
+        if last is not None:
+            conditions.append(table.up_to(cursor.read_key(last)))
+        counts, key = 0, None
+        found, by_key = conditions, True
+        times: dict[str, Any] = {}
+        while True:
+            async with AsyncSession(self.engine, expire_on_commit=False) as session:
+                rows = await self._read(session, found, by_key=by_key)
+                if by_key:
+                    counts, key = len(rows), self._key(rows[-1].record) if rows else None
+                rows = [row for row in rows if times.get(self._key(row.record)) != row.time]
+                if not rows:
+                    return counts, key
+                unsent = await self._send(session, rows, self.planned.producers)
+                await self._remember(rows, unsent, self.planned.producers)
+            times = {self._key(row.record): row.time for row in rows}
+            found, by_key = [table.having([cursor.read_key(each) for each in times])], False
+
     # --- reading and sending -----------------------------------------------------------------------------------
 
     def _query(self) -> Select[Any]:
         return self.planned.poller.poll_query(self.table.select())
 
     async def _read(
-        self, session: AsyncSession, conditions: Sequence[ColumnElement[bool]], *, version: bool = False
+        self,
+        session: AsyncSession,
+        conditions: Sequence[ColumnElement[bool]],
+        *,
+        version: bool = False,
+        by_key: bool = False,
     ) -> list[_Row]:
         names_read = self._attributes
         query = self.table.page(
-            self._query().where(*conditions), limit=self.options.batch_rows, attributes=names_read, version=version
+            self._query().where(*conditions),
+            limit=self.options.batch_rows,
+            attributes=names_read,
+            version=version,
+            by_key=by_key,
         )
         found = (await session.execute(query)).unique().all()
         # No transaction stays open while messages are on their way; what was loaded stays loaded.
@@ -337,8 +397,11 @@ class Polling:
         return [_Row(record, *time) for record, time in zip(records, times, strict=True)]
 
     def _keys(self, record: Any) -> tuple[Any, ...]:
-        values = record if isinstance(record, dict) else record.__dict__
-        return tuple(values[name] for name in self.planned.columns.key)
+        state = state_of(record)
+        if state is None:
+            return tuple(record[name] for name in self.planned.columns.key)
+        assert state.identity is not None  # it was read; a rollback takes its attributes, but not this
+        return tuple(state.identity)
 
     def _key(self, record: Any) -> str:
         return cursor.write_key(self._keys(record))
@@ -375,7 +438,7 @@ class Polling:
             len({id(each.record) for each in unsent}),
             ", ".join(kinds),
             self._key(first.record),
-            described(first.error),
+            described(spoken(first.error)),
         )
         for kind, count in kinds.items():
             self.metrics.increment(names.POLLER_FAILURES, by=count, tags={**self._tags, "error.type": kind})
@@ -416,7 +479,7 @@ class Polling:
                 attempts=attempts,
                 delay=delay + self.ahead(),
                 error_class=class_path(error),
-                text=described(error),
+                text=described(spoken(error)),
             )
             self.failed[key] = FailedRow(0, key, by, attempts, is_due=False)
         for key in [self._key(row.record) for row in rows] if self.failed else ():

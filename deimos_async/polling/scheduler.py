@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deimos_async.database.polling.protocol import PollRow, PollStore
@@ -23,7 +22,7 @@ from deimos_async.models.producer import ModelProducer
 from deimos_async.plain_text import described
 from deimos_async.polling.poller import PlannedPoller
 from deimos_async.polling.runs import Lease, LeaseLost, Polling, RunOptions
-from deimos_async.polling.sending import is_of_the_surroundings
+from deimos_async.polling.sending import is_of_the_surroundings, spoken
 from deimos_async.telemetry.protocol import Metrics
 
 __all__ = ["PollerClock", "PollerStatus", "Pollers"]
@@ -208,17 +207,7 @@ class Pollers:
     async def _open(self) -> None:
         await self._store.open()
         for polling in self._pollings.values():
-            await self._add(polling)
-
-    async def _add(self, polling: Polling) -> None:
-        planned = polling.planned
-        spec = planned.spec
-        await self._store.add(
-            planned.name,
-            producer=type(planned.producers[0]).__name__,
-            known_as=planned.known_as if spec.mode == "time" and not spec.full_table else (),
-            at_end=spec.mode == "time" and not spec.start_from_beginning,
-        )
+            await polling.add()
 
     async def _sleep(self, seconds: float) -> None:
         try:
@@ -240,7 +229,7 @@ class Pollers:
                 continue
             row = rows.get(name)
             if row is None:
-                await self._add(polling)
+                await polling.add()
                 return 0.0
             due_in = self._due_in(polling, row, now)
             if due_in > 0:
@@ -324,9 +313,7 @@ class Pollers:
         self._rests[name] = self._clock.time() + rest, rest
         self._problems[name] = type(error).__name__
         log = logger.warning if is_of_the_surroundings(error) else logger.error
-        # What the driver says: SQLAlchemy's own text has the values of parameters in it.
-        told = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-        log("poller %s has failed, next try in %g s: %s: %s", name, rest, type(told).__name__, described(told))
+        log("poller %s has failed, next try in %g s: %s", name, rest, described(spoken(error)))
 
     async def _release(self, name: str, held: _Held) -> None:
         if self._held.pop(name, None) is None or held.is_lost:

@@ -29,8 +29,9 @@ from deimos_async.errors import (
 )
 from deimos_async.models.columns import ModelColumns
 from deimos_async.models.producer import ModelProducer
+from deimos_async.plain_text import described
 
-__all__ = ["Refused", "RowSender", "Unsent", "is_of_the_surroundings"]
+__all__ = ["Refused", "RowSender", "Unsent", "is_of_the_surroundings", "spoken"]
 
 logger = logging.getLogger("deimos_async.polling")
 
@@ -76,6 +77,11 @@ def is_of_the_surroundings(error: BaseException) -> bool:
         case DBAPIError() | PoolTimeoutError() | OSError():
             return is_away(error) or is_transient(error)
     return False
+
+
+def spoken(error: Exception) -> BaseException:
+    """The error whose text may be shown: the driver's, where SQLAlchemy's own has values of parameters in it."""
+    return error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
 
 
 class RowSender:
@@ -127,7 +133,7 @@ class RowSender:
                 len(records),
                 type(producer).__name__,
                 type(error).__name__,
-                error,
+                described(spoken(error)),
             )
             await self._pause(_PAUSE)
         return await self._halves(producer, records, session, error)
@@ -169,7 +175,7 @@ class RowSender:
                         self._name,
                         type(producer).__name__,
                         type(error).__name__,
-                        error,
+                        described(spoken(error)),
                     )
                 self.problem = type(error).__name__
             await self._pause(delay)

@@ -52,7 +52,7 @@ class Bench:
         self.changes = 0
 
     @asynccontextmanager
-    async def program(self) -> AsyncIterator[asyncio.subprocess.Process]:
+    async def program(self, *options: str) -> AsyncIterator[asyncio.subprocess.Process]:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -61,6 +61,7 @@ class Bench:
             "poller_app:app",
             "--log-level",
             "warning",
+            *options,
             env={
                 **os.environ,
                 "PYTHONPATH": str(SUPPORT),
@@ -181,3 +182,17 @@ async def test_poller_that_is_asked_to_stop_hands_over_without_sending_twice(ben
     async with bench.engine.connect() as connection:
         owners = await connection.execute(sa.select(deimos_poll_info.c.owner))
         assert list(owners.scalars()) == [None, None]
+
+
+async def test_backfill_by_several_processes_ends_when_everything_was_sent(bench: Bench) -> None:
+    model = bench.app.MODELS["widgets"].__table__
+    old = datetime(2026, 1, 1, tzinfo=UTC).replace(tzinfo=None)
+    rows = [{"id": n, "some_int": 1, "updated_at": old} for n in range(2000)]
+    async with bench.engine.begin() as connection:
+        await connection.execute(sa.insert(model), rows)
+    options = ("--backfill", "widgets", "--chunk-rows", "100")
+    async with bench.program(*options) as first, bench.program(*options) as second:
+        async with asyncio.timeout(DEADLINE):
+            assert [await first.wait(), await second.wait()] == [0, 0]
+    found = await bench.arrived()
+    assert sorted(key for _, key, _, _ in found) == list(range(2000))

@@ -23,6 +23,7 @@ from sqlalchemy import (
     func,
     literal,
     literal_column,
+    not_,
     or_,
     select,
     tuple_,
@@ -86,12 +87,19 @@ class PolledTable:
         return select(self.model)
 
     def page(
-        self, query: Select[Any], *, limit: int, attributes: Sequence[str] | None = None, version: bool = False
+        self,
+        query: Select[Any],
+        *,
+        limit: int,
+        attributes: Sequence[str] | None = None,
+        version: bool = False,
+        by_key: bool = False,
     ) -> Select[Any]:
         """The rows in order, at most so many; the last column is the time, or with `version` the version after it.
 
         Args:
             attributes: Those to be read instead of objects; None: objects.
+            by_key: In the order of keys alone.
         """
         added = [self.time.label("polled_time")]
         if version:
@@ -99,7 +107,8 @@ class PolledTable:
         if attributes is not None:
             columns = [getattr(self.model, name) for name in attributes]
             query = query.with_only_columns(*columns, maintain_column_froms=True)
-        ordered = query.add_columns(*added).order_by(None).order_by(self._time_column, *self._key_columns)
+        order = self._key_columns if by_key else [self._time_column, *self._key_columns]
+        ordered = query.add_columns(*added).order_by(None).order_by(*order)
         return ordered.limit(limit)
 
     def after(self, time: str, key: Sequence[Any] | None) -> ColumnElement[bool]:
@@ -114,6 +123,22 @@ class PolledTable:
             # They find no range in an index by comparing rows of values.
             return and_(stamp >= at, or_(stamp > at, _greater(self._key_columns, keys)))
         return tuple_(stamp, *self._key_columns) > tuple_(at, *keys)
+
+    def beyond(self, key: Sequence[Any]) -> ColumnElement[bool]:
+        """Rows whose primary keys are greater."""
+        keys = [literal(value, column.type) for value, column in zip(key, self._key_columns, strict=True)]
+        if self._dialect in ("mysql", "mariadb"):
+            return and_(self._key_columns[0] >= keys[0], _greater(self._key_columns, keys))
+        return tuple_(*self._key_columns) > tuple_(*keys)
+
+    def up_to(self, key: Sequence[Any]) -> ColumnElement[bool]:
+        """Rows whose primary keys are not greater."""
+        return not_(self.beyond(key))
+
+    def key_after(self, key: Sequence[Any] | None, rows: int) -> Select[Any]:
+        """The primary key so many rows behind another one; none where the table ends before."""
+        query = select(*self._key_columns).order_by(*self._key_columns).offset(rows - 1).limit(1)
+        return query if key is None else query.where(self.beyond(key))
 
     def before(self, end: datetime) -> ColumnElement[bool]:
         """Rows whose time is before a moment, aware."""

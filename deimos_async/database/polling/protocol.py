@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-__all__ = ["Bounds", "FailedRow", "PollRow", "PollStore", "Position"]
+__all__ = ["Bounds", "Chunk", "FailedRow", "PollRow", "PollStore", "Position"]
 
 
 class Position(NamedTuple):
@@ -36,6 +36,19 @@ class PollRow(NamedTuple):
     """Seconds since its last run has ended; None: there was none."""
     position: Position | None
     """None: at the beginning."""
+
+
+class Chunk(NamedTuple):
+    """A part of a backfill, from behind one key to another one, by the order of keys. None: the end of the table."""
+
+    number: int
+    epoch: int
+    is_leased: bool
+    is_done: bool
+    first: str | None
+    last: str | None
+    key: str | None
+    """How far it is; None: at its beginning."""
 
 
 class Bounds(NamedTuple):
@@ -87,20 +100,43 @@ class PollStore(Protocol):
     async def look(self, ahead: float) -> Sequence[PollRow]:
         """Every poller's row. `ahead`: seconds by which time is ahead of the database's, in tests."""
 
-    async def acquire(self, name: str, epoch: int) -> int | None:
-        """Take a poller that still has this epoch and that nobody has. Returns its new epoch; None: it was taken."""
+    async def acquire(self, name: str, epoch: int, chunk: int = 0) -> int | None:
+        """Take a poller that still has this epoch and that nobody has. Returns its new epoch; None: it was taken.
+
+        Args:
+            chunk: 0: the poller itself. Else a part of its backfill.
+        """
 
     async def renew(self) -> None:
         """Let all leases of this worker last for another TTL."""
 
-    async def save(self, name: str, epoch: int, position: Position | None) -> bool:
+    async def save(self, name: str, epoch: int, position: Position | None, chunk: int = 0) -> bool:
         """Set the cursor, if the lease is still this worker's in this epoch. False: it is not."""
 
     async def finish(self, name: str, epoch: int, ahead: float, *, release: bool) -> bool:
         """A run has ended. With `release` the lease ends, too. False: it was not this worker's any more."""
 
-    async def release(self, name: str, epoch: int) -> None:
-        """Give a lease up in the middle of a run, if it is still this worker's."""
+    async def release(self, name: str, epoch: int, chunk: int = 0, *, done: bool = False) -> None:
+        """Give a lease up, if it is still this worker's. `done`: and with it the chunk has come to its end."""
+
+    async def chunks(self, name: str) -> Sequence[Chunk]:
+        """Parts of a poller's backfill; none: it has not begun, or has ended. Number -1 is the list of all others."""
+
+    async def begin_chunks(self, name: str) -> None:
+        """Make the list, part -1, unless it is there."""
+
+    async def add_chunk(self, name: str, number: int, *, first: str | None, last: str | None, epoch: int) -> bool:
+        """Make a part, from behind one key (None: the beginning) to another one (None: the end).
+
+        Args:
+            epoch: Of this worker's lease of the list.
+
+        Returns:
+            False: the list is not this worker's any more, and nothing was made.
+        """
+
+    async def forget_chunks(self, name: str, *, listed_only: bool = False) -> None:
+        """The backfill has ended; with `listed_only` its parts are to be listed anew."""
 
     async def bounds(self) -> Bounds:
         """The time, and the transactions that are open, the ones of this connection left out."""

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deimos_async.database.direct import DirectConnection, Kind
 from deimos_async.database.errors import sql_state
-from deimos_async.database.polling.protocol import Bounds, FailedRow, PollRow, Position
+from deimos_async.database.polling.protocol import Bounds, Chunk, FailedRow, PollRow, Position
 from deimos_async.database.tables import LONGEST_CLASS, LONGEST_ERROR
 from deimos_async.errors import ConfigurationError, DatabaseError
 
@@ -31,6 +31,8 @@ _INFO = "deimos_poll_info"
 _FAILURES = "deimos_poll_failures"
 _ANSWER = 10.0
 """Seconds that an answer may take at least: SQLite itself waits for five for another writer."""
+_DONE = "done"
+"""State of a chunk of a backfill that has come to its end."""
 _READER_PATIENCE = 60
 """Seconds for which a transaction counts that has not written anything."""
 _MYSQL_CACHE = timedelta(milliseconds=200)
@@ -209,16 +211,18 @@ class SqlPollStore:
             for name, epoch, leased, rested, time, key in rows
         ]
 
-    async def acquire(self, name: str, epoch: int) -> int | None:
+    async def acquire(self, name: str, epoch: int, chunk: int = 0) -> int | None:
         """Take a poller; see the port."""
         dialect = self._dialect
         taken = await self._connection.execute(
             f"UPDATE {_INFO} SET owner = {dialect.place(1)}, epoch = epoch + 1, "
-            f"expires_at = {dialect.later.format(dialect.place(2))} WHERE name = {dialect.place(3)} AND chunk = 0 "
-            f"AND epoch = {dialect.place(4)} AND (owner IS NULL OR expires_at <= {dialect.now})",
+            f"expires_at = {dialect.later.format(dialect.place(2))} WHERE name = {dialect.place(3)} "
+            f"AND chunk = {dialect.place(4)} AND epoch = {dialect.place(5)} "
+            f"AND (owner IS NULL OR expires_at <= {dialect.now})",
             self._worker,
             self._ttl,
             name,
+            chunk,
             epoch,
         )
         return epoch + 1 if taken else None
@@ -233,7 +237,7 @@ class SqlPollStore:
             self._worker,
         )
 
-    async def save(self, name: str, epoch: int, position: Position | None) -> bool:
+    async def save(self, name: str, epoch: int, position: Position | None, chunk: int = 0) -> bool:
         """Set the cursor; see the port."""
         place = self._dialect.place
         time, key = (None, None) if position is None else position
@@ -242,7 +246,7 @@ class SqlPollStore:
                 f"UPDATE {_INFO} SET cursor_time = {place(1)}, cursor_key = {place(2)} {self._mine(3)}",
                 time,
                 key,
-                *self._me(name, epoch),
+                *self._me(name, epoch, chunk),
             )
         )
 
@@ -258,20 +262,61 @@ class SqlPollStore:
             )
         )
 
-    async def release(self, name: str, epoch: int) -> None:
+    async def release(self, name: str, epoch: int, chunk: int = 0, *, done: bool = False) -> None:
         """Give a lease up; see the port."""
+        state = f", state = '{_DONE}'" if done else ""
         await self._connection.execute(
-            f"UPDATE {_INFO} SET owner = NULL, expires_at = NULL {self._mine(1)}", *self._me(name, epoch)
+            f"UPDATE {_INFO} SET owner = NULL, expires_at = NULL{state} {self._mine(1)}", *self._me(name, epoch, chunk)
         )
+
+    async def chunks(self, name: str) -> Sequence[Chunk]:
+        """Parts of a backfill; see the port."""
+        rows = await self._connection.fetch(
+            f"SELECT chunk, epoch, CASE WHEN owner IS NOT NULL AND expires_at > {self._dialect.now} THEN 1 ELSE 0 END, "
+            f"state, range_from, range_to, cursor_key FROM {_INFO} WHERE name = {self._dialect.place(1)} "
+            "AND chunk <> 0 ORDER BY chunk",
+            name,
+        )
+        return [
+            Chunk(int(number), int(epoch), bool(leased), state == _DONE, first, last, key)
+            for number, epoch, leased, state, first, last, key in rows
+        ]
+
+    async def begin_chunks(self, name: str) -> None:
+        """Make the list of a backfill; see the port."""
+        await self._connection.execute(
+            f"INSERT INTO {_INFO} (producer, name, chunk, epoch) VALUES ('', {self._dialect.place(1)}, -1, 0) "
+            f"{self._dialect.unless_there}",
+            name,
+        )
+
+    async def add_chunk(self, name: str, number: int, *, first: str | None, last: str | None, epoch: int) -> bool:
+        """Make a part of a backfill; see the port."""
+        place = self._dialect.place
+        return bool(
+            await self._connection.execute(
+                f"INSERT INTO {_INFO} (producer, name, chunk, range_from, range_to, epoch) "
+                f"SELECT '', name, {int(number)}, {place(1)}, {place(2)}, 0 FROM {_INFO} {self._mine(3)}",
+                first,
+                last,
+                *self._me(name, epoch, -1),
+            )
+        )
+
+    async def forget_chunks(self, name: str, *, listed_only: bool = False) -> None:
+        """Delete a backfill; see the port."""
+        which = "chunk > 0" if listed_only else "chunk <> 0"
+        await self._connection.execute(f"DELETE FROM {_INFO} WHERE name = {self._dialect.place(1)} AND {which}", name)
 
     def _mine(self, first: int) -> str:
         place = self._dialect.place
         return (
-            f"WHERE name = {place(first)} AND chunk = 0 AND owner = {place(first + 1)} AND epoch = {place(first + 2)}"
+            f"WHERE name = {place(first)} AND owner = {place(first + 1)} AND epoch = {place(first + 2)} "
+            f"AND chunk = {place(first + 3)}"
         )
 
-    def _me(self, name: str, epoch: int) -> tuple[str, str, int]:
-        return name, self._worker, epoch
+    def _me(self, name: str, epoch: int, chunk: int = 0) -> tuple[str, str, int, int]:
+        return name, self._worker, epoch, chunk
 
     # --- time --------------------------------------------------------------------------------------------------
 
