@@ -343,6 +343,30 @@ class Deimos(Declaring):
                 )
         return disabled(self, producers)
 
+    async def backfill(
+        self, poller: str, *, chunk_rows: int = 100_000, report: Callable[[int, int], None] | None = None
+    ) -> int:
+        """Send the whole table of a poller once more, in leased chunks; what `poller APP --backfill NAME` does.
+
+        Any number of processes may do so at the same time; they share the chunks. Broken off, it goes on where it was
+        when it is called again. The poller's own work goes on beside it, and may run in other processes.
+
+        Args:
+            poller: Its name; `mode="time"`.
+            chunk_rows: Rows of a chunk.
+            report: Told how many chunks are done, and how many there are.
+
+        Returns:
+            How many rows were sent by this call.
+
+        Raises:
+            NotRunningError: The application does not run.
+            ConfigurationError: There is no poller of that name, or it polls by state.
+            DatabaseError: The database cannot be reached or refuses.
+        """
+        running = self._started("backfill()")
+        return await running.backfill(poller, chunk_rows=chunk_rows, report=report or (lambda done, chunks: None))
+
     def session(self) -> AsyncSession:
         """A new AsyncSession on the application's database; `async with` closes it.
 

@@ -47,6 +47,7 @@ def build_pump(
     """
     # start-up time: loads SQLAlchemy
     from deimos_async.database.leases import SqlSlotLeases
+    from deimos_async.database.outbox.parking import ParkedStore
     from deimos_async.database.outbox.store import SqlOutboxStore
 
     outbox = settings.outbox
@@ -85,6 +86,7 @@ def build_pump(
             describe=_describe(plan),
             interval=outbox.count_interval,
         ),
+        parking=ParkedStore(engine) if outbox.poison == "park" else None,
     )
 
 

@@ -568,6 +568,37 @@ class Running:
             ahead=ahead,
         )
 
+    async def backfill(self, name: str, *, chunk_rows: int, report: Callable[[int, int], None]) -> int:
+        """Take part in sending the whole table of a poller; returns how many rows this process has sent.
+
+        Args:
+            chunk_rows: Rows of a chunk, which one process sends.
+            report: Told how many chunks are done, and how many there are.
+
+        Raises:
+            ConfigurationError: There is no poller of that name, or it polls by state, or producers are stopped.
+        """
+        from deimos_async.pollers import build_backfill  # start-up time: loads SQLAlchemy
+
+        assert self.plan is not None
+        given = self._given
+        if given.settings.producers.disabled:
+            raise ConfigurationError("producers are stopped by setting 'producers.disabled'")
+        if self.database is None:
+            raise ConfigurationError("there is no database; set 'database.url', or give Deimos(engine=...)")
+        backfill = build_backfill(
+            self.database.engine,
+            name,
+            plan=self.plan,
+            settings=given.settings,
+            metrics=given.metrics,
+            events=given.events,
+            chunk_rows=chunk_rows,
+            report=report,
+        )
+        await backfill.run()
+        return backfill.rows
+
     async def _check_offset_store(self) -> None:
         """Raises ConfigurationError where offsets cannot be kept; a database that is away is waited for later."""
         assert self.plan is not None

@@ -236,6 +236,9 @@ class OutboxSettings(_Group):
     """Seconds that messages on their way have at a stop, before they are abandoned, to be sent again later."""
     max_blocked_keys: Count = 1000
     """Most keys that wait for a message that cannot be sent; above it whole shards wait."""
+    poison: Literal["block_key", "park"] = "block_key"
+    """What happens to a message that cannot be sent: `block_key` makes its key wait for it; `park` puts it aside, into
+    `kafka_parked_messages`, and its key goes on without it, which gives up the order of the key."""
     compact_topics: str = ""
     """Topics, by their names in Kafka, joined by commas, or `all`: of each key in a batch only the last message is
     sent."""

@@ -52,6 +52,12 @@ No message was handled before an earlier one of its key (by key) or its partitio
 was handled, no dead letter was one that need not be, and members that ended by SIGTERM left no task and no socket: the
 trials fail otherwise. With counts in a database two groups work effectively once, message by message and in batches:
 each adds messages to a count for each partition, and every message but those put aside must be there exactly once.
+
+Trials of the outbox have a writer that commits by sessions of SQLAlchemy, with a row of each message in a table of its
+own; one transaction in ten, and one savepoint in ten, is rolled back. Two processes send, if not said otherwise, each
+with at most 300 messages in flight: that many a fault may send again of each process that it befalls. librdkafka reads
+what arrives: every row of the table must be there, nothing else, and in the order of each key. At the end the outbox is
+empty, the leases are free, and no connection to the database is left. Rates are of messages that arrive.
 {failed}
 | trial | faults | written | groups | lost | again | put aside | ended | rate | on |
 |---|---|---|---|---|---|---|---|---|---|

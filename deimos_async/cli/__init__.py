@@ -13,6 +13,7 @@ _COMMANDS = {
     "lag": "deimos_async.cli.lag:lag",
     "migrate": "deimos_async.cli.migrate:migrate",
     "outbox": "deimos_async.cli.outbox:outbox",
+    "parked": "deimos_async.cli.parked:parked",
     "poller": "deimos_async.cli.poller:poller",
     "run": "deimos_async.cli.run:run",
     "topics": "deimos_async.cli.topics:topics",

@@ -1,7 +1,8 @@
 """A connection of the framework's own, past SQLAlchemy's pool and cursors: each statement commits by itself.
 
-For services that keep a connection as long as they run and change what is set for its session. It is made by the
-application's engine, so that what the user has set up for connections holds, and then taken out of its pool.
+For services that keep a connection as long as they run and change what is set for its session. It is made as those of
+the application's engine are, so that what the user has set up for connections holds, but for listeners of
+`engine_connect`. It is never one of its pool: that may be exhausted, and its idle connections may be dead.
 
 Statements are the driver's own: PostgreSQL's with `$1`, those of MySQL and MariaDB with `%s`, SQLite's with `?`.
 """
@@ -13,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
+from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import StaticPool
 
@@ -41,15 +43,21 @@ def kind_of(engine: AsyncEngine) -> Kind:
     found = _KINDS.get((engine.dialect.name, engine.dialect.driver))
     if found is None:
         raise ConfigurationError(
-            f"the outbox knows no driver {engine.dialect.name}+{engine.dialect.driver}; use postgresql+asyncpg, "
+            f"outbox and pollers know no driver {engine.dialect.name}+{engine.dialect.driver}; use postgresql+asyncpg, "
             "mysql+aiomysql or sqlite+aiosqlite"
         )
     if isinstance(engine.sync_engine.pool, StaticPool):
         raise ConfigurationError(
-            "the outbox needs connections of its own, but all sessions of this engine share one, as with a SQLite "
-            "database in memory; use a file"
+            "outbox and pollers need connections of their own, but all sessions of this engine share one, as with a "
+            "SQLite database in memory; use a file"
         )
     return found
+
+
+def _beside(engine: AsyncEngine) -> AsyncEngine:
+    """An engine that connects in the same way, with an empty pool."""
+    sync = engine.sync_engine
+    return AsyncEngine(Engine(sync.pool.recreate(), sync.dialect, sync.url))
 
 
 class DirectConnection:
@@ -73,6 +81,8 @@ class DirectConnection:
         self._turn = asyncio.Lock()
         self._waiting: asyncio.Timeout | None = None
         """Deadline of what is being waited for."""
+        self._is_distrusted = False
+        """Whether that was ended early."""
 
     async def open(self, *setup: str) -> None:
         """Connect, and execute these statements.
@@ -84,7 +94,7 @@ class DirectConnection:
         await self.close()
         try:
             async with self._patience():
-                connection = await self._engine.connect()
+                connection = await _beside(self._engine).connect()
                 try:
                     await connection.execution_options(isolation_level="AUTOCOMMIT")
                     pooled = await connection.get_raw_connection()
@@ -96,7 +106,7 @@ class DirectConnection:
                     await connection.close()
                     raise
         except TimeoutError as error:
-            raise DatabaseUnavailableError(f"the database gave no connection within {self._timeout:g} s") from error
+            raise DatabaseUnavailableError(f"the database gave no connection {self._in_time()}") from error
         except Exception as error:
             # Drivers let errors of their own through while they connect, so all of them are told here.
             raise as_database_error(error) from error
@@ -188,19 +198,27 @@ class DirectConnection:
             if self.kind == "postgresql":
                 driver.terminate()
 
-    def give_up(self) -> None:
-        """Wait no longer for an answer, or for a connection: whoever waits is told that the time is over.
+    def distrust(self) -> None:
+        """Its other end may have vanished without a word: whoever waits for an answer, or for a connection, is told
+        that the time is over; if nobody does, it is unusable from now on.
 
-        For a connection whose other end may have vanished without a word, when another one shows that the database
-        works. What nobody waits for is left as it is.
+        For when another connection shows that the database works. A file cannot vanish so.
         """
-        if self._waiting is not None and not self._waiting.expired():
+        if self.kind == "sqlite":
+            return
+        if self._waiting is None:
+            self.is_usable = False
+        elif not self._waiting.expired():
+            self._is_distrusted = True
             self._waiting.reschedule(asyncio.get_running_loop().time())
+
+    def _in_time(self) -> str:
+        return "before it did on a newer connection" if self._is_distrusted else f"within {self._timeout:g} s"
 
     @asynccontextmanager
     async def _patience(self) -> AsyncIterator[asyncio.Timeout]:
         async with asyncio.timeout(self._timeout) as deadline:
-            self._waiting = deadline
+            self._waiting, self._is_distrusted = deadline, False
             try:
                 yield deadline
             finally:
@@ -219,7 +237,7 @@ class DirectConnection:
                 self.is_usable = False
                 if deadline is None or not deadline.expired():
                     raise as_database_error(error) from error
-                raise DatabaseUnavailableError(f"the database has not answered within {self._timeout:g} s") from error
+                raise DatabaseUnavailableError(f"the database has not answered {self._in_time()}") from error
             except Exception as error:
                 if is_transient(error):
                     raise conflict(error) from error

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Any
 
-from sqlalchemy import event
+from sqlalchemy import Connection, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, QueuePool
 
 from deimos_async.errors import ConfigurationError
 
 __all__ = ["Database"]
+
+_CLOSE_TIMEOUT = 2.0
+"""Seconds for closing the pool's connections in order, before one that does not answer is cut off."""
 
 
 class Database:
@@ -25,6 +29,8 @@ class Database:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
+        if engine.dialect.name == "sqlite" and not event.contains(engine.sync_engine, "savepoint", _begin_first):
+            event.listen(engine.sync_engine, "savepoint", _begin_first)
 
     @classmethod
     def from_url(cls, url: str, *, idle_transaction_timeout: float | None = None) -> Database:
@@ -80,8 +86,28 @@ class Database:
         return AsyncSession(self.engine, expire_on_commit=False, sync_session_class=inner)
 
     async def close(self) -> None:
-        """Dispose of the pool."""
-        await self.engine.dispose()
+        """Dispose of the pool, in bounded time: a connection whose other end has vanished without a word is cut off."""
+        while True:
+            try:
+                async with asyncio.timeout(_CLOSE_TIMEOUT):
+                    await self.engine.dispose()
+                return
+            except TimeoutError:
+                # The one that was being closed is out of the pool; the others are still to be closed.
+                pool = self.engine.sync_engine.pool
+                if not isinstance(pool, QueuePool) or not pool.checkedin():
+                    return
+
+
+def _begin_first(connection: Connection, name: str) -> None:
+    """Python's driver begins a transaction of SQLite with the first row that is written, not with a savepoint.
+
+    So a savepoint that comes before would be a transaction itself: durable when it is released, whatever the session
+    does afterwards, and without the messages that belong to it.
+    """
+    driver: Any = connection.connection.driver_connection
+    if not driver.in_transaction:
+        connection.exec_driver_sql("BEGIN")
 
 
 def _limit_idle_transactions(engine: AsyncEngine, seconds: float) -> None:

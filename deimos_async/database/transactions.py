@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import Any
@@ -84,11 +85,14 @@ class Departures:
         self._broken = False
         """A writer has failed, perhaps half way."""
         self._committed = False
+        self._leaving = False
+        """The transaction is over, and what leaves after its commit is leaving."""
         self._past_flush = False
         """Nothing more is written at the end of the flush that is going on: that moment has passed."""
 
     def write(self, session: Session, write: Write, items: Sequence[Any]) -> None:
         """Keep the items until the session is flushed for the commit; then `write` gets them and their neighbours."""
+        self._check()
         self._unwritten.append(_Piece(_innermost(session), write, items))
         if self.is_late(session):
             self._write(session)
@@ -97,7 +101,13 @@ class Departures:
 
     def send(self, session: Session, send: Callable[..., Awaitable[None] | None], items: Sequence[Any]) -> None:
         """Keep the items until the commit; `send` is then called with all its neighbours that have the same `send`."""
+        self._check()
         self._unsent.append(_Piece(_innermost(session), send, items))
+
+    def _check(self) -> None:
+        if self._leaving:
+            # It would wait for a transaction that nobody knows of.
+            raise LifecycleError("the transaction of this session is committed; produce before that")
 
     def is_late(self, session: Session) -> bool:
         """Whether there is nothing to wait for any more: the commit has begun, and no flush is going on."""
@@ -161,12 +171,16 @@ class Departures:
                 logger.info("%d messages of a transaction that did not commit are dropped", dropped)
             return
         failures: list[Exception] = []
-        for send, items in _neighbours(pieces):
-            try:
-                _finish(send(items))
-            except Exception as error:
-                # Each group of senders is tried: those behind it have nothing to do with this one's failure.
-                failures.append(error)
+        self._leaving = True
+        try:
+            for send, items in _neighbours(pieces):
+                try:
+                    _finish(send(items))
+                except Exception as error:
+                    # Each group of senders is tried: those behind it have nothing to do with this one's failure.
+                    failures.append(error)
+        finally:
+            self._leaving = False
         for failure in failures[1:]:
             failures[0].add_note(f"and also: {failure}")
         if failures:
@@ -361,4 +375,6 @@ def enter_scope(owner: object, session: AsyncSession) -> tuple[Scope, Token[tupl
 def leave_scope(scope: Scope, token: Token[tuple[Scope, ...]]) -> None:
     """End it, also for child tasks that still hold it."""
     scope.ended = True
-    _scopes.reset(token)
+    # An asynchronous generator may be ended in another task than it began in, which then has nothing of it.
+    with suppress(ValueError):
+        _scopes.reset(token)

@@ -22,7 +22,7 @@ from sqlalchemy.sql.dml import Delete, Insert, Update
 from deimos_async.database.upserts.options import unique_sets
 from deimos_async.errors import ConfigurationError, DatabaseError
 
-__all__ = ["Subject", "WrittenResult", "WrittenRows", "assigned", "execute_and_see"]
+__all__ = ["Subject", "WrittenResult", "WrittenRows", "assigned", "execute_and_see", "rows_now"]
 
 _MOST_KEYS = 500
 """Keys in the condition of one SELECT."""
@@ -162,7 +162,7 @@ def _with_returning(execution: ORMExecuteState, subject: Subject, statement: Ins
 
 
 def _look_and_update(execution: ORMExecuteState, subject: Subject, statement: Update) -> WrittenRows:
-    if assigned(statement, subject.mapper).intersection(subject.key):
+    if assigned(statement, subject.mapper, execution.parameters).intersection(subject.key):
         raise ConfigurationError(
             f"{_name(subject)}: this database does not tell which rows are meant when a statement sets the primary "
             "key; change the keys of objects, or set KafkaConfig(bulk=False)"
@@ -171,7 +171,7 @@ def _look_and_update(execution: ORMExecuteState, subject: Subject, statement: Up
     keys = list(dict.fromkeys(_look(execution, _matching(subject, statement, subject.key).with_for_update())))
     result = execution.invoke_statement()
     _check_count(result, len(keys))
-    return WrittenRows(result, list(_rows_by(execution, subject, subject.key, keys).values()))
+    return WrittenRows(result, rows_now(execution, subject, keys))
 
 
 def _look_and_delete(execution: ORMExecuteState, subject: Subject, statement: Delete) -> WrittenRows:
@@ -186,9 +186,23 @@ def _update_by_key(
     execution: ORMExecuteState, subject: Subject, parameters: Sequence[Mapping[str, Any]]
 ) -> WrittenRows:
     """`update(Model)` with a list of rows that have the primary key."""
-    result = execution.invoke_statement()
     keys = [key for row in parameters if (key := _values(row, subject.key, subject.mapper)) is not None]
-    return WrittenRows(result, list(_rows_by(execution, subject, subject.key, keys).values()))
+    if len(keys) < len(parameters):
+        raise ConfigurationError(
+            f"{_name(subject)}: rows of a list that is to be written need their primary keys, as nobody can tell "
+            "otherwise which ones are meant; execute the statement for one after the other, or set "
+            "KafkaConfig(bulk=False)"
+        )
+    result = execution.invoke_statement()
+    return WrittenRows(result, rows_now(execution, subject, keys))
+
+
+def rows_now(execution: ORMExecuteState, subject: Subject, keys: Sequence[tuple[Any, ...]]) -> list[Mapping[str, Any]]:
+    """Rows as they are now, which an UPDATE has locked."""
+    # For MySQL, a row that already is as it is updated to be was not written: read without a lock it would be as it was
+    # when the transaction began, though others may have committed changes since.
+    is_locking = execution.session.get_bind(mapper=execution.bind_mapper).dialect.name in ("mysql", "mariadb")
+    return list(_rows_by(execution, subject, subject.key, keys, is_locking=is_locking).values())
 
 
 def _insert_and_look(execution: ORMExecuteState, subject: Subject, statement: Insert) -> WrittenRows:
@@ -243,11 +257,14 @@ def _insert_one_and_look(execution: ORMExecuteState, subject: Subject, statement
     return WrittenRows(result, list(_rows_by(execution, subject, subject.key, [key]).values()))
 
 
-def assigned(statement: Update, mapper: Mapper[Any]) -> set[str]:
-    """Attributes that `values(...)` of an UPDATE sets."""
+def assigned(statement: Update, mapper: Mapper[Any], parameters: Any) -> set[str]:
+    """Attributes that an UPDATE sets, by `values(...)` or by one mapping of parameters.
+
+    Other names of parameters, which the statement itself has, may be among them.
+    """
     names = _names(mapper)
     found = set()
-    for column in statement._values or ():
+    for column in (*(statement._values or ()), *(parameters if isinstance(parameters, Mapping) else ())):
         name = column if isinstance(column, str) else column.key
         found.add(names.get(name, name))
     return found
@@ -299,7 +316,12 @@ def _look(execution: ORMExecuteState, query: Select[Any]) -> list[tuple[Any, ...
 
 
 def _rows_by(
-    execution: ORMExecuteState, subject: Subject, names: Sequence[str], values: Sequence[tuple[Any, ...]]
+    execution: ORMExecuteState,
+    subject: Subject,
+    names: Sequence[str],
+    values: Sequence[tuple[Any, ...]],
+    *,
+    is_locking: bool = False,
 ) -> dict[tuple[Any, ...], Mapping[str, Any]]:
     """Rows by their primary keys, in the order in which their values of some unique attributes are given."""
     attributes = subject.attributes(names)
@@ -311,7 +333,8 @@ def _rows_by(
             condition = attributes[0].in_([value for (value,) in some])
         else:
             condition = tuple_(*attributes).in_(some)
-        rows = _look(execution, select(*subject.attributes(subject.names)).where(condition))
+        query = select(*subject.attributes(subject.names)).where(condition)
+        rows = _look(execution, query.with_for_update() if is_locking else query)
         by_key = {tuple(row[place] for place in places): dict(zip(subject.names, row, strict=True)) for row in rows}
         if tuple(names) == tuple(subject.key):
             by_key = {key: by_key.pop(key) for key in some if key in by_key} | by_key

@@ -128,9 +128,9 @@ class ModelProducer(Producer, Generic[Model]):
         if not outlet.codec.prepared:
             await outlet.codec.prepare()
         given = self._checked(records)
-        session = session if session is not None else surrounding_session(outlets.owner)
+        reading = session if session is not None else surrounding_session(outlets.owner)
         async with AsyncExitStack() as stack:
-            messages = await self._messages(given, session, outlets, outlet, stack)
+            messages = await self._messages(given, reading, outlets, outlet, stack)
             deliveries = await self._produce(messages, session, backend)
         await self.post_process(given)
         return deliveries

@@ -10,8 +10,8 @@ from sqlalchemy.orm import Mapper, ORMExecuteState, Session, make_transient_to_d
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.sql.dml import Delete, Update
 
-from deimos_async.database.written_rows import Subject, assigned, execute_and_see
-from deimos_async.errors import DatabaseError
+from deimos_async.database.written_rows import Subject, assigned, execute_and_see, rows_now
+from deimos_async.errors import ConfigurationError, DatabaseError
 from deimos_async.models.columns import Attributes, ModelColumns, columns_of
 from deimos_async.models.loading import records_by_key
 from deimos_async.models.payloads import Change
@@ -42,16 +42,28 @@ def _execute(execution: ORMExecuteState, mapper: Mapper[Any], active: Sequence[S
     # Whoever executes the statement may go on with the transaction after an error, and its rows are written.
     try:
         written = execute_and_see(execution, Subject(mapper, columns.key, columns.wanted(fields)))
-    except DatabaseError as error:
-        refuse_commit(execution.session, error)
+    except BaseException as error:
+        if isinstance(error, DatabaseError) or _may_have_written(execution, mapper, error):
+            refuse_commit(execution.session, error)
         raise
     try:
         for of, rows in _by_class(columns, written.rows).items():
-            _send(execution, of, rows, active if of is columns else senders(of.model))
+            if of is columns:
+                _send(execution, of, rows, active)
+            else:
+                others = senders(of.model)
+                _send(execution, of, _complete(execution, of, rows, others), others)
     except BaseException as error:
         refuse_commit(execution.session, error)
         raise
     return written.result
+
+
+def _may_have_written(execution: ORMExecuteState, mapper: Mapper[Any], error: BaseException) -> bool:
+    """Whether a statement that failed can have written some of its rows, as several statements of the database."""
+    if isinstance(error, ConfigurationError):
+        return False  # nothing was executed
+    return isinstance(execution.parameters, list) or len(mapper.tables) > 1
 
 
 def _by_class(columns: ModelColumns, rows: Iterable[Mapping[str, Any]]) -> dict[ModelColumns, list[Mapping[str, Any]]]:
@@ -66,6 +78,19 @@ def _by_class(columns: ModelColumns, rows: Iterable[Mapping[str, Any]]) -> dict[
         of = next((mapper.polymorphic_map.get(row[name], mapper) for name in names if name in row), mapper)
         found.setdefault(columns_of(of), []).append(row)
     return found
+
+
+def _complete(
+    execution: ORMExecuteState, columns: ModelColumns, rows: Sequence[Mapping[str, Any]], active: Sequence[Sender]
+) -> Sequence[Mapping[str, Any]]:
+    """Rows with the columns that only their own class has; those that are gone stay as they are."""
+    if not active or isinstance(execution.statement, Delete):
+        return rows
+    wanted = columns.wanted(set().union(*(sender.fields.keys() for sender in active)))
+    if all(row.keys() >= set(wanted) for row in rows):
+        return rows
+    keys = [tuple(row[name] for name in columns.key) for row in rows]
+    return rows_now(execution, Subject(columns.mapper, columns.key, wanted), keys)
 
 
 def _send(
@@ -96,7 +121,7 @@ def _changed(execution: ORMExecuteState, columns: ModelColumns) -> frozenset[str
     statement = execution.statement
     if not isinstance(statement, Update):
         return None
-    names = assigned(statement, columns.mapper)
+    names = assigned(statement, columns.mapper, execution.parameters)
     if isinstance(execution.parameters, list):
         names |= {name for row in execution.parameters for name in row}.difference(columns.key)
     return frozenset(columns.names_of(names))

@@ -12,7 +12,8 @@ of its shards, sends them (a task for those of one topic), and deletes by their 
 
 A topic that does not answer holds up nobody else: after a moment its rows are left out of readings, with what it has on
 its way not counted, and its shards are read on without it. So are rows of a topic that has failed as a whole, until its
-pause is over; and rows of a key with one that cannot be sent, until the key is due for another try.
+pause is over; and rows of a key with one that cannot be sent, until the key is due for another try. With `parking` such
+a row is put aside instead: the key waits until that is committed, and goes on without it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from deimos_async.brokers.protocol import Broker, ProducerOptions
-from deimos_async.database.outbox.protocol import OutboxRow, OutboxStore, Page, SlotLeases
+from deimos_async.database.outbox.protocol import Fence, OutboxRow, OutboxStore, Page, Parking, SlotLeases
 from deimos_async.errors import DatabaseError
 from deimos_async.outbox.book import TopicBook
 from deimos_async.outbox.checks import Problem
@@ -97,6 +98,7 @@ class PumpStatus:
         failing_topics: Topics that wait, and why.
         started: Whether it has taken part in the leases.
         database: Why the database cannot be worked with at the moment; None: it can.
+        parked: Rows that it has put aside since it was started.
     """
 
     slots: frozenset[int]
@@ -105,6 +107,7 @@ class PumpStatus:
     failing_topics: Mapping[str, str]
     started: bool
     database: str | None
+    parked: int = 0
 
 
 class _Slot:
@@ -146,6 +149,7 @@ class OutboxPump:
         brokers: By the cluster's name; started.
         cluster_of: Cluster of a topic, by its name in Kafka. Topics that the application does not know are sent, too.
         signal: What is committed in this process.
+        parking: Puts rows aside that cannot be sent; None: their keys wait for them.
         monotonic: A clock that goes on while the process is stopped.
     """
 
@@ -162,6 +166,7 @@ class OutboxPump:
         cluster_of: Callable[[str], str],
         signal: OutboxSignal,
         reports: Reports,
+        parking: Parking | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
@@ -169,6 +174,8 @@ class OutboxPump:
         self._options = options
         self._signal = signal
         self._reports = reports
+        self._parking = parking
+        self._worker = worker
         self._monotonic = monotonic
         self._book = TopicBook(brokers, cluster_of, monotonic)
         self._leases = Leaseholder(leases, self, worker=worker, ttl=options.lease_ttl, monotonic=monotonic)
@@ -184,6 +191,10 @@ class OutboxPump:
         self._left_out: set[str] = set()
         """Topics whose rows were passed over by a reading since everything was read from the start."""
         self._deletes: list[tuple[int, _Slot]] = []
+        self._to_park: asyncio.Queue[tuple[OutboxRow, Problem, int]] = asyncio.Queue()
+        self._parks = 0
+        """Rows that are being put aside, or are about to be."""
+        self._parked = 0
         self._topics: Holding[str] = Holding(_TOPIC_BACKOFF)
         self._keys: Holding[tuple[int, int]] = Holding(_KEY_BACKOFF)
         self._full_shards: Holding[int] = Holding(_KEY_BACKOFF)
@@ -238,6 +249,8 @@ class OutboxPump:
             group.create_task(self._listen(), name="outbox signal"),
             group.create_task(self._report_on(), name="outbox figures"),
         ]
+        if self._parking is not None:
+            background.append(group.create_task(self._park_on(self._parking), name="outbox parking"))
         started.set()
         await self._stopping.wait()
         self._leases.request_stop()
@@ -265,11 +278,12 @@ class OutboxPump:
             {topic: held.reason for topic, held in self._topics.failing().items()},
             self._leases.has_joined,
             problem,
+            self._parked,
         )
 
     async def is_idle(self) -> bool:
         """Whether nothing is on its way, and the database has no row that this worker would send now."""
-        if self._held or not self._slots or len(self._intake.shards) < SHARDS:
+        if self._held or self._parks or not self._slots or len(self._intake.shards) < SHARDS:
             return False
         if await self._store.unsharded(1):
             return False
@@ -280,16 +294,16 @@ class OutboxPump:
             without_orders=[order for _, order in self._keys.waiting()],
             without_topics=self._topics.waiting(),
         )
-        return not page.rows and not self._held
+        return not page.rows and not self._held and not self._parks
 
     # Slots
 
     def on_gained(self, slot: int, epoch: int) -> None:
         """See `LeaseListener`."""
         if not self._slots:
-            # The leases' connection works. If all were lost since the network fails without a word, other connections
-            # that wait for an answer would do so for long.
-            self._store.give_up()
+            # The leases' connection works. If all slots had been lost because the network failed without a word, the
+            # other connections would wait for answers for long.
+            self._store.distrust()
         self._slots[slot] = _Slot(slot)
         self._intake.open(shards_of_slot(slot))
         logger.debug("slot %d of the outbox is ours, epoch %d", slot, epoch)
@@ -495,8 +509,10 @@ class OutboxPump:
 
     async def _read(self, reading: Reading, room: int) -> None:
         begun = self._monotonic()
-        excluded = self._excluded()
-        self._left_out |= excluded
+        # A topic may answer again since it was last looked at what is due. Until everything is read from the start, its
+        # rows above the floors would overtake those below that were passed over.
+        excluded = self._excluded() | self._left_out
+        self._left_out = excluded
         self._gone = set()
         try:
             page = await self._store.read(
@@ -611,7 +627,10 @@ class OutboxPump:
         if row.shard not in self._intake.shards:
             return
         held = self._keys.fail((row.shard, row.order_hash), problem.text, now)
-        if held.failures == 1:
+        if self._parking is not None:
+            self._parks += 1
+            self._to_park.put_nowait((row, problem, held.failures))
+        elif held.failures == 1:
             logger.error("row %d of the outbox cannot be sent, its key waits: %s", row.id, problem.text)
         if len(self._keys.waiting()) > self._options.max_blocked_keys:
             self._full_shards.fail(row.shard, "too many keys wait", now)
@@ -620,6 +639,37 @@ class OutboxPump:
                 self._options.max_blocked_keys,
                 row.shard,
             )
+
+    # Parking
+
+    async def _park_on(self, parking: Parking) -> None:
+        """Put rows aside, one after another. Their keys wait meanwhile, so nothing of them is on its way."""
+        while True:
+            row, problem, attempts = await self._to_park.get()
+            try:
+                if await self._park(parking, row, problem, attempts):
+                    self._parked += 1
+                    self._keys.succeed((row.shard, row.order_hash))
+                    self._intake.look_at([row.shard], from_start=True)
+                    self._reports.parked(row.topic, problem.code)
+                    logger.error("row %d of the outbox cannot be sent and was put aside: %s", row.id, problem.text)
+            finally:
+                self._parks -= 1
+            self._wake.set()
+            self.on_change()
+
+    async def _park(self, parking: Parking, row: OutboxRow, problem: Problem, attempts: int) -> bool:
+        """Whether it was put aside. Else its key waits, and what is found then is done again."""
+        slot = slot_of(row.shard)
+        epoch = self._leases.epoch(slot)
+        if epoch is None or row.shard not in self._intake.shards:
+            return False
+        fence = Fence(slot, self._worker, epoch)
+        try:
+            return await parking.park(row.id, code=problem.code, text=problem.text, attempts=attempts, fence=fence)
+        except DatabaseError as error:
+            logger.warning("row %d of the outbox cannot be sent, and cannot be put aside: %s", row.id, error)
+            return False
 
     # Deleting
 

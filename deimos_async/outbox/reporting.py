@@ -78,6 +78,10 @@ class Reports:
                 # A subscriber's own error must not keep rows from being deleted that were sent.
                 logger.exception("a subscriber of %s failed", _EVENT)
 
+    def parked(self, topic: str, code: str) -> None:
+        """A row was put aside."""
+        self._metrics.increment(names.OUTBOX_PARKED, tags={"topic": topic, "error.type": code})
+
     def blocked(self, keys: int) -> None:
         """So many keys wait for rows that cannot be sent."""
         self._metrics.gauge(names.OUTBOX_BLOCKED_KEYS, keys)

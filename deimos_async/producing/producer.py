@@ -168,9 +168,12 @@ class Producer:
         if way is None:
             return None
         outlets, backend = way
-        session = session if session is not None else surrounding_session(outlets.owner)
+        own, session = session, session if session is not None else surrounding_session(outlets.owner)
         if session is not None:
-            leave_with(session, backend, outlets, await self._encoded(messages, outlets))
+            outgoing = await self._encoded(messages, outlets)
+            if own is None:
+                surrounding_session(outlets.owner)  # it may have ended while the registry was asked
+            leave_with(session, backend, outlets, outgoing)
             return None
         tracing = outlets.tracing
         with tracing.produce_span(self.topic.name, count=len(messages)) if tracing.enabled else nullcontext():

@@ -45,6 +45,7 @@ OUTBOX_SENT = "deimos.outbox.sent"
 OUTBOX_PENDING = "deimos.outbox.pending"
 OUTBOX_MAX_WAIT = "deimos.outbox.max_wait"
 OUTBOX_BLOCKED_KEYS = "deimos.outbox.blocked_keys"
+OUTBOX_PARKED = "deimos.outbox.parked"
 POLLER_ROWS = "deimos.poller.rows"
 POLLER_FAILURES = "deimos.poller.failures"
 POLLER_FAILED_ROWS = "deimos.poller.failed_rows"
@@ -212,6 +213,10 @@ METRICS: Mapping[str, Metric] = {
         Metric(
             OUTBOX_BLOCKED_KEYS, "gauge", "{key}",
             "Keys of one pump that wait because a message of theirs cannot be sent.", (),
+        ),
+        Metric(
+            OUTBOX_PARKED, "counter", "{message}", "Messages of the outbox that cannot be sent and were put aside.",
+            ("topic", "error.type"),
         ),
         Metric(POLLER_ROWS, "counter", "{row}", "Rows that every producer of the poller has sent.", ("poller",)),
         Metric(

@@ -139,6 +139,7 @@ def _shown_outbox(status: PumpStatus) -> Mapping[str, Any]:
         "slots": sorted(status.slots),
         "in_flight": status.in_flight,
         "blocked_keys": status.blocked_keys,
+        "parked": status.parked,
         "failing_topics": sorted(status.failing_topics),
         "started": status.started,
         "database": status.database is None,

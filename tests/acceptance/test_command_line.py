@@ -147,6 +147,11 @@ async def test_consumer_that_stops_for_an_error_ends_the_process_non_zero(comman
         (("run", "shop:orders"), "is Topic, not a Deimos application"),
         (("run", "shop:app", "--embedded", "--workers", "2"), "exclude each other"),
         (("topics", "list", "nowhere:app"), "there is no module"),
+        (("poller", "nowhere:app"), "there is no module"),
+        (
+            ("poller", "shop:app", "--backfill", "x", "--workers", "2"),
+            "--backfill goes with neither --workers nor --web",
+        ),
     ],
 )
 async def test_mistake_is_told_in_one_line_and_exits_two(command: Any, arguments: Any, text: str) -> None:
@@ -169,7 +174,7 @@ async def test_commands_that_do_not_work_yet_do_not_appear(command: Any) -> None
     run = await command("--help")
     assert await run.ended() == 0
     listed = [line.split()[0] for line in run.out.partition("Commands:")[2].splitlines() if line.strip()]
-    assert set(listed) >= {"dead-letters", "lag", "migrate", "outbox", "run", "topics"}
+    assert set(listed) >= {"dead-letters", "lag", "migrate", "outbox", "parked", "poller", "run", "topics"}
     assert not {"doctor", "generate", "schemas", "top"}.intersection(listed)
 
 

@@ -61,6 +61,7 @@ DEFAULTS: dict[str, Any] = {
     "outbox.lease_ttl": 5.0,
     "outbox.shutdown_timeout": 30.0,
     "outbox.max_blocked_keys": 1000,
+    "outbox.poison": "block_key",
     "outbox.compact_topics": "",
     "outbox.log_topics": "",
     "outbox.count_interval": 15.0,

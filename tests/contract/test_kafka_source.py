@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from source_bench import DATABASES, MARIADB, SourceBench, source_bench, storing_bench
+from source_bench import DATABASES, MARIADB, POSTGRESQL, SourceBench, source_bench, storing_bench
 from sqlalchemy import event
 from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, deferred, mapped_column, relationship
 
@@ -765,6 +766,114 @@ async def test_rows_that_come_between_looking_and_writing_are_not_lost(
         other.dispose()
 
 
+async def test_update_that_is_given_its_values_as_a_parameter_sends_its_rows(bench: SourceBench) -> None:
+    model = bench.model(bench.app.producer(bench.widgets, ModelProducer))
+    async with bench.running(), bench.session() as session:
+        session.add_all([model(id=1, name="a"), model(id=2, name="b")])
+        await session.commit()
+        await bench.sent()
+        await session.execute(sa.update(model).where(model.id == 1), {"name": "A"})
+        renaming = sa.update(model).where(model.name == sa.bindparam("old")).values(name=sa.bindparam("new"))
+        await session.execute(renaming, {"old": "b", "new": "B"})
+        await session.commit()
+        assert await bench.sent("widgets", "name") == [(1, ("A",)), (2, ("B",))]
+
+
+@pytest.mark.parametrize("kind", [MARIADB, POSTGRESQL])
+@pytest.mark.parametrize("by_key", [False, True])
+async def test_row_that_a_statement_leaves_as_it_is_is_sent_as_others_have_committed_it(
+    request: pytest.FixtureRequest, unique_name: str, tmp_path: Path, kind: str, by_key: bool
+) -> None:
+    """MySQL and MariaDB do not write such a row, so a transaction goes on to see it as it was when it began."""
+    async with source_bench(kind, request.getfixturevalue, unique_name, tmp_path) as bench:
+        model = bench.model(bench.app.producer(bench.widgets, ModelProducer))
+        async with bench.running(), bench.session() as session, bench.session() as other:
+            session.add(model(id=1, name="a", some_int=1))
+            await session.commit()
+            await session.execute(sa.select(model.id))
+            await other.execute(sa.update(model).values(name="b", some_int=2))
+            await other.commit()
+            await bench.sent()
+            if by_key:
+                await session.execute(sa.update(model), [{"id": 1, "some_int": 2}])
+            else:
+                await session.execute(sa.update(model).where(model.id == 1).values(some_int=2))
+            await session.commit()
+            assert await bench.sent("widgets", "name", "some_int") == [(1, ("b", 2))]
+
+
+@pytest.mark.parametrize("strategy", ["auto", "orm", "core_only"])
+async def test_list_of_updates_without_primary_keys_is_refused(bench: SourceBench, strategy: str) -> None:
+    model = bench.model(bench.app.producer(bench.widgets, ModelProducer))
+    renaming = sa.update(model).where(model.name == sa.bindparam("old")).values(name=sa.bindparam("new"))
+    renaming = renaming.execution_options(dml_strategy=strategy, synchronize_session=None)
+    async with bench.running(), bench.session() as session:
+        session.add(model(name="a"))
+        await session.flush()
+        with pytest.raises(ConfigurationError, match="need their primary keys"):
+            await session.execute(renaming, [{"old": "a", "new": "A"}])
+        await session.commit()
+        assert [payload for _, payload in await bench.sent("widgets", "name")] == [("a",)]
+    assert [row[1] for row in await bench.rows(model, "id", "name")] == ["a"]
+
+
+async def test_rows_of_a_list_that_fails_half_way_are_not_committed_without_messages(bench: SourceBench) -> None:
+    model = bench.model(bench.app.producer(bench.widgets, ModelProducer))
+    insert = sa.insert(model).execution_options(insertmanyvalues_page_size=2)
+    async with bench.running(), bench.session() as session:
+        session.add(model(id=5, name="there"))
+        await session.commit()
+        await bench.sent()
+        with pytest.raises(IntegrityError):
+            await session.execute(insert, [{"id": number} for number in (1, 2, 3, 4, 5)])
+        with pytest.raises(LifecycleError, match="cannot be committed"):
+            await session.commit()
+        await session.rollback()
+        with pytest.raises(IntegrityError):
+            async with session.begin_nested():
+                await session.execute(insert, [{"id": number} for number in (6, 7, 5)])
+        await session.execute(insert, [{"id": 8}])
+        await session.commit()
+        assert [key for key, _ in await bench.sent()] == [8]
+    assert await bench.rows(model, "id") == [(5,), (8,)]
+
+
+async def test_statement_on_a_class_sends_rows_of_others_with_the_columns_that_only_these_have(
+    bench: SourceBench,
+) -> None:
+    body = {
+        "id": mapped_column(sa.Integer, primary_key=True),
+        "name": mapped_column(sa.String(20)),
+        "kind": mapped_column(sa.String(20)),
+        "__mapper_args__": {"polymorphic_on": "kind", "polymorphic_identity": "base"},
+    }
+    base = bench.model(bench.app.producer(bench.widgets, ModelProducer), body=body)
+    joined = type(
+        "Joined",
+        (base,),
+        {
+            "__tablename__": f"{bench.name}joined",
+            "id": mapped_column(sa.ForeignKey(base.id), primary_key=True),
+            "some_int": mapped_column(sa.Integer),
+            "__mapper_args__": {"polymorphic_identity": "joined"},
+        },
+    )
+    single = type(
+        "Single",
+        (base,),
+        {"state": mapped_column(sa.String(20)), "__mapper_args__": {"polymorphic_identity": "single"}},
+    )
+    async with bench.running(), bench.session() as session:
+        session.add_all([joined(id=1, some_int=1), single(id=2, state="s"), base(id=3)])
+        await session.commit()
+        await bench.sent()
+        await session.execute(sa.update(base).values(name="b"))
+        await session.commit()
+        assert sorted(await bench.sent("widgets", "name", "some_int", "state")) == [
+            (1, ("b", 1, None)), (2, ("b", None, "s")), (3, ("b", None, None))
+        ]  # fmt: skip
+
+
 async def test_streamed_rows_of_a_statement_are_sent_too(bench: SourceBench) -> None:
     model = bench.model(bench.app.producer(bench.widgets, ModelProducer))
     async with bench.running(), bench.session() as session:
@@ -825,6 +934,15 @@ async def test_without_returning_ignored_and_updated_duplicates_are_told_apart(s
         assert sorted(payload for _, payload in await bench.sent("widgets", "model_id", "name")) == [
             ("b", "newest"), ("d", "newest")
         ]  # fmt: skip
+
+
+async def test_without_returning_a_new_primary_key_is_refused_however_it_is_given(silent: SourceBench) -> None:
+    bench = silent
+    model = bench.model(bench.app.producer(bench.widgets, ModelProducer))
+    async with bench.running(), bench.session() as session:
+        for statement, given in ((sa.update(model).values(id=9), {}), (sa.update(model), {"id": 9})):
+            with pytest.raises(ConfigurationError, match="sets the primary key"):
+                await session.execute(statement, given)
 
 
 async def test_without_returning_rows_that_nobody_could_find_again_are_refused(silent: SourceBench) -> None:
@@ -1173,6 +1291,43 @@ async def test_changes_of_a_row_are_stored_in_the_order_of_the_commits(storing: 
         stored = await bench.stored("widgets", "some_int")
     for row in range(1, rows + 1):
         assert [payload[0] for key, payload in stored if key == row] == list(range(rounds * writers + 1))
+
+
+async def test_savepoint_at_the_start_of_a_transaction_is_rolled_back_with_it(storing: SourceBench) -> None:
+    """Python's driver of SQLite would not begin the transaction before."""
+    bench = storing
+    model = bench.model(bench.app.producer(bench.widgets, ModelProducer))
+    async with bench.running(), bench.session() as session:
+        async with session.begin_nested():
+            session.add(model(name="gone"))
+        await session.rollback()
+        async with session.begin_nested():
+            session.add(model(name="stays"))
+        await session.commit()
+        assert [payload for _, payload in await bench.stored("widgets", "name")] == [("stays",)]
+    assert [row[1] for row in await bench.rows(model, "id", "name")] == ["stays"]
+
+
+async def test_transaction_that_ends_in_another_task_than_it_began_in_is_committed(storing: SourceBench) -> None:
+    """As an asynchronous generator may, that a framework finishes."""
+    bench = storing
+    model = bench.model(bench.app.producer(bench.widgets, ModelProducer))
+
+    async def dependency() -> AsyncIterator[AsyncSession]:
+        async with bench.app.transaction() as session:
+            yield session
+
+    async def step(found: AsyncIterator[AsyncSession]) -> AsyncSession | None:
+        return await anext(found, None)
+
+    async with bench.running():
+        generator = dependency()
+        session = await asyncio.create_task(step(generator))
+        assert session is not None
+        session.add(model(id=1, name="a"))
+        assert await asyncio.create_task(step(generator)) is None
+        assert await bench.stored("widgets", "name") == [(1, ("a",))]
+    assert await bench.rows(model, "id") == [(1,)]
 
 
 async def test_rollback_leaves_nothing_in_the_outbox(storing: SourceBench) -> None:

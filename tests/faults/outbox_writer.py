@@ -96,7 +96,7 @@ async def write(
     held = await session.execute(
         sa.select(numbers.name, numbers.number).where(of_keys).order_by(numbers.name).with_for_update()
     )
-    last = {name: number for name, number in held}
+    last = dict(held.tuples().all())
     await session.execute(sa.update(fault_written.numbers).where(of_keys).values(number=numbers.number + len(values)))
     rows, messages = [], []
     for key in keys:

@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from deimos_async.brokers.kafka import KafkaBroker, KafkaOptions
 from deimos_async.brokers.protocol import ProducerOptions
 from deimos_async.database.creation import create_framework_tables
+from deimos_async.database.outbox.parking import ParkedFilter, ParkedStore
 from deimos_async.message import OutboundRecord
 
 SERVERS = [
@@ -149,6 +150,31 @@ async def test_row_that_is_too_large_blocks_its_key_and_nothing_else(bench: Outb
     assert values.pop(b"a") == ["1"]
     assert values.pop(b"b") == ["4"]
     assert set(values) == {b"other-%d" % number for number in range(50)}
+
+
+async def test_rows_that_cannot_be_sent_are_put_aside_and_later_ones_of_their_keys_arrive(bench: OutboxBench) -> None:
+    await bench.create(**{"max.message.bytes": "2000"})
+    store = ParkedStore(bench.engine)
+    await bench.write(
+        bench.record("a", "1"),
+        bench.record("a", "2" * 3000),
+        bench.record("a", "3"),
+        bench.record("b", "4", partition=99),
+    )
+    async with bench.pumping(parking=store) as pump:
+        await bench.until_empty(pump)
+        assert await bench.values() == {b"a": ["1", "3"]}
+        missing, large = await store.rows(ParkedFilter())
+        assert (missing.code, large.code) == ("no_partition", "too_large")
+        assert pump.status().blocked_keys == 0
+        # Given back with the cause still there, it is put aside again, and holds up nothing either.
+        assert await store.retry([large.id]) == 1
+        await bench.write(bench.record("a", "5"))
+        await bench.until_empty(pump)
+    again, _ = await store.rows(ParkedFilter())
+    assert again.id > missing.id
+    assert again.message_id == large.message_id
+    assert await bench.values() == {b"a": ["1", "3", "5"]}
 
 
 async def test_topic_that_does_not_exist_holds_up_no_other(bench: OutboxBench) -> None:

@@ -107,7 +107,7 @@ class Program:
     async def ended(self) -> int:
         """Wait for its end, with all it said; its exit status."""
         async with asyncio.timeout(DEADLINE):
-            await self._reading
+            await asyncio.shield(self._reading)
             return await self.process.wait()
 
     async def remove(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
@@ -49,6 +50,7 @@ class OutboxBench:
         worker = worker or uuid.uuid4().hex
         ttl = options.get("lease_ttl", 5.0)
         producer = options.pop("producer", ProducerOptions(delivery_timeout=30.0))
+        parking, monotonic = options.pop("parking", None), options.pop("monotonic", time.monotonic)
         return OutboxPump(
             SqlOutboxStore(self.engine, shards=SHARDS),
             SqlSlotLeases(self.engine, worker=worker, slots=SLOTS, layout=LAYOUT, ttl=ttl),
@@ -65,6 +67,8 @@ class OutboxBench:
                 describe=_describe,
                 interval=0.2,
             ),
+            parking=parking,
+            monotonic=monotonic,
         )
 
     @asynccontextmanager

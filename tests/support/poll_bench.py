@@ -18,7 +18,8 @@ from sqlalchemy.orm import mapped_column
 
 from deimos_async import ModelProducer, Producer
 from deimos_async.database.creation import create_framework_tables
-from deimos_async.polling.scheduler import PollerStatus
+from deimos_async.polling.scheduler import Pollers
+from deimos_async.service import Supervisor
 from deimos_async.testing.clock import MovableClock
 from deimos_async.testing.idle import run_consumers_until_idle
 
@@ -36,7 +37,6 @@ class PollBench(SourceBench):
     """With pollers, that run while `poll` does."""
 
     clock: MovableClock
-    statuses: list[PollerStatus]
 
     def polled(self, *, table: str = "", **columns: Any) -> Any:
         """A model with a timestamp."""
@@ -79,6 +79,19 @@ class PollBench(SourceBench):
         )
         self.clock.clear()
 
+    @asynccontextmanager
+    async def polling(self) -> AsyncIterator[LongPolling]:
+        """Pollers that run within the block, and remember what they have sent."""
+        assert self.app._running is not None
+        pollers = self.app._running.build_pollers(lambda: self.clock.ahead)
+        supervisor = Supervisor()
+        await supervisor.open()
+        try:
+            yield LongPolling(self, pollers, supervisor)
+            await supervisor.stop(pollers, timeout=30.0)
+        finally:
+            await supervisor.close()
+
     async def ids(self, topic: str = "widgets") -> list[Any]:
         """Keys of what was sent since the last time."""
         return [key for key, _ in await self.sent(topic)]
@@ -117,6 +130,30 @@ async def poll_bench(
             yield bench
         finally:
             await bench.engine.dispose()
+
+
+class LongPolling:
+    """One poller, and when it has run."""
+
+    def __init__(self, bench: PollBench, pollers: Pollers, supervisor: Supervisor) -> None:
+        self._bench = bench
+        self._pollers = pollers
+        self._supervisor = supervisor
+        self._changed = asyncio.Event()
+        pollers.on_change = self._changed.set
+        self._is_started = False
+
+    async def until_run(self, seconds: float = 0.0) -> None:
+        """Move time on, and wait for one more run."""
+        (status,) = self._pollers.status()
+        self._bench.clock.advance(seconds)
+        async with asyncio.timeout(30.0):
+            if not self._is_started:
+                self._is_started = True
+                await self._supervisor.start([self._pollers])
+            while self._pollers.status()[0].runs == status.runs or self._pollers.status()[0].is_running:
+                self._changed.clear()
+                await self._changed.wait()
 
 
 class Flaky:

@@ -239,8 +239,8 @@ async def test_unknown_part_is_refused_and_producers_run_without_consumers(app: 
     async def handle(message: Message) -> None:
         seen.append(message)
 
-    with pytest.raises(ConfigurationError, match="'pollers' does not exist in this version"):
-        async with app.running(only=("pollers",)):
+    with pytest.raises(ConfigurationError, match="'cron' does not exist in this version"):
+        async with app.running(only=("cron",)):
             pytest.fail("it must not start")
     async with app.running(only=("producers",)):
         assert await producer.produce(b"x", key="k") is not None
@@ -478,6 +478,27 @@ async def test_session_of_ones_own_carries_messages_to_its_commit(app: Deimos, o
             await session.commit()
         await progress.until(lambda: bool(seen))
     assert seen == [b"kept"]
+
+
+async def test_transaction_that_ends_while_a_message_is_encoded_does_not_lose_it_silently(
+    app: Deimos, orders: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    producer = app.producer(orders)
+    encode, began, goes_on = producer._encoded, asyncio.Event(), asyncio.Event()
+
+    async def slow(*given: Any) -> Any:
+        began.set()
+        await goes_on.wait()
+        return await encode(*given)
+
+    monkeypatch.setattr(producer, "_encoded", slow)
+    async with app.running():
+        async with app.transaction():
+            late = asyncio.create_task(producer.produce(b"late", key="k"))
+            await began.wait()
+        goes_on.set()
+        with pytest.raises(LifecycleError, match="has ended"):
+            await late
 
 
 async def test_producing_into_a_transaction_that_has_ended_raises(app: Deimos, orders: Any) -> None:

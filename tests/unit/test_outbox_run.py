@@ -45,6 +45,17 @@ async def test_run_sends_what_its_producers_store() -> None:
     assert heard.empty()
 
 
+async def test_message_that_cannot_be_sent_is_put_aside_where_the_setting_says_so() -> None:
+    app, to_orders, heard = make_app(**{"embedded": True, "outbox.poison": "park", "producers.max_request_bytes": 2000})
+    async with app.running(), asyncio.timeout(DEADLINE):
+        await to_orders.produce(b"x" * 3000, key="a")
+        await to_orders.produce(b"small", key="a")
+        assert await heard.get() == ("a", "small")
+        health = app.health()
+        assert health.outbox is not None
+        assert (health.outbox.parked, health.outbox.blocked_keys) == (1, 0)
+
+
 async def test_run_without_the_outbox_sends_nothing_of_it() -> None:
     app, to_orders, heard = make_app(embedded=True)
     async with app.running(only=("producers", "consumers")):

@@ -7,19 +7,25 @@ where no connection can be had); a call that failed so may have been done or not
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
 __all__ = [
+    "Fence",
     "LeaseTable",
     "NewRow",
     "OutboxRow",
     "OutboxStore",
     "Page",
+    "ParkedRow",
+    "Parking",
     "Pending",
+    "RowContent",
     "RowValues",
     "SlotLeases",
     "SlotRow",
     "UnshardedRow",
+    "WaitingRow",
     "WorkerRow",
 ]
 
@@ -214,11 +220,81 @@ class OutboxStore(Protocol):
     async def pending(self) -> Sequence[Pending]:
         """What waits, for each topic that has rows. Reads the whole index: not to be asked often."""
 
-    def give_up(self) -> None:
-        """Wait no longer for answers that are under way: these calls fail as those without an answer in time do.
+    def distrust(self) -> None:
+        """Calls that wait for an answer fail, as those do that get none in time; later ones connect anew.
 
-        Later calls connect anew. For when the database is known to work, and connections from before may be dead.
+        For when the database is known to work, and connections from before may be dead without a word.
         """
 
     async def close(self) -> None:
         """Close the connections."""
+
+
+class Fence(NamedTuple):
+    """The lease by which something is done."""
+
+    slot: int
+    worker: str
+    epoch: int
+
+
+class Parking(Protocol):
+    """Puts rows aside that cannot be sent."""
+
+    async def park(self, id_: int, *, code: str, text: str, attempts: int, fence: Fence | None) -> bool:
+        """Move a row from `kafka_messages` to `kafka_parked_messages`, in one transaction.
+
+        Cancelled: it is done as a whole, or not at all.
+
+        Args:
+            id_: The row.
+            code: Why it cannot be sent, for programs.
+            text: Why, for people; nothing of the message. It is cut where it is too long.
+            attempts: How many times that was found.
+            fence: Only while this lease holds; None: whoever has the slot.
+
+        Returns:
+            Whether it was moved. False: it is not there, or the lease is somebody else's.
+        """
+
+
+class ParkedRow(NamedTuple):
+    """A row that was put aside."""
+
+    id: int
+    """The one that it had in the outbox."""
+    topic: str
+    message_id: str | None
+    size: int
+    """Bytes of key, message and headers."""
+    code: str
+    text: str
+    attempts: int
+    parked_at: datetime
+    """Aware, UTC."""
+
+
+class WaitingRow(NamedTuple):
+    """A row of the outbox with none of its key before it."""
+
+    id: int
+    topic: str
+    message_id: str | None
+    size: int
+    age: float
+    """Seconds since it was written."""
+
+
+class RowContent(NamedTuple):
+    """What a row carries."""
+
+    key: bytes | None
+    message: bytes | None
+    partition_key: bytes | None
+    headers: str | None
+    """As the table has them."""
+    partition: int | None
+    timestamp_ms: int | None
+
+    def __repr__(self) -> str:  # what it carries does not belong into logs
+        return "RowContent()"

@@ -264,10 +264,10 @@ class SqlOutboxStore:
         rows = await writer.fetch(f"SELECT topic, count(*), {age} FROM kafka_messages GROUP BY topic")
         return [Pending(topic, int(count), max(0.0, float(seconds or 0))) for topic, count, seconds in rows]
 
-    def give_up(self) -> None:
-        """Wait no longer for answers that are under way; see the port."""
-        self._reader.give_up()
-        self._writer.give_up()
+    def distrust(self) -> None:
+        """Connect anew, and wait no longer for answers that are under way; see the port."""
+        self._reader.distrust()
+        self._writer.distrust()
 
     async def close(self) -> None:
         """Close the connections."""

@@ -134,6 +134,25 @@ async def test_different_senders_are_called_in_the_order_of_their_items(engine: 
     assert calls == [("one", ["a"]), ("two", ["b"]), ("one", ["c", "d"])]
 
 
+@pytest.mark.parametrize("give", [depart_with, write_with])
+async def test_what_is_given_while_the_rest_is_leaving_is_refused(engine: AsyncEngine, give: Any) -> None:
+    """It would wait for ever, for a transaction that nobody ends."""
+    send = Sender()
+    async with AsyncSession(engine) as session:
+
+        async def give_more(items: Sequence[str]) -> None:
+            give(session, send, ["late"])
+
+        depart_with(session, give_more, ["first"])
+        depart_with(session, send, ["second"])
+        with pytest.raises(LifecycleError, match="is committed; produce before that"):
+            await session.commit()
+        assert send.sent == [["second"]]
+        depart_with(session, send, ["third"])
+        await session.commit()
+    assert send.sent == [["second"], ["third"]]
+
+
 async def test_only_an_async_session_is_taken() -> None:
     with pytest.raises(LifecycleError, match="AsyncSession, not str"):
         depart_with("session", Sender(), [])  # type: ignore[arg-type]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -14,8 +16,10 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from deimos_async.brokers.memory import MemoryBroker, MemoryProducer
 from deimos_async.brokers.protocol import ProducerOptions
 from deimos_async.database.creation import create_framework_tables
+from deimos_async.database.outbox.parking import ParkedFilter, ParkedStore
+from deimos_async.database.outbox.protocol import Fence
 from deimos_async.database.tables import kafka_messages, kafka_topic_info
-from deimos_async.errors import BrokerUnavailableError, ConfigurationError, DeliveryError
+from deimos_async.errors import BrokerUnavailableError, ConfigurationError, DatabaseUnavailableError, DeliveryError
 from deimos_async.events import Event
 from deimos_async.message import Delivery, OutboundRecord
 from deimos_async.service import Supervisor
@@ -202,6 +206,44 @@ async def test_topic_that_does_not_answer_holds_up_no_other(bench: OutboxBench, 
     assert len(await bench.arrived("stuck")) == 200
 
 
+async def test_topic_that_answers_again_is_read_from_the_start_before_its_new_rows(
+    bench: OutboxBench, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it does so in between: rows without a shard are looked for before anything is read."""
+    broker.gate, broker.gated_topic = asyncio.Event(), "stuck"
+    await bench.write(bench.record("a", "1", topic="stuck"))
+    async with bench.pumping() as pump, asyncio.timeout(DEADLINE):
+        await broker.waiting.wait()
+        is_ready, unsharded, landed = False, pump._store.unsharded, asyncio.Event()
+
+        async def answering_meanwhile(limit: int) -> Sequence[Any]:
+            if is_ready and not landed.is_set():
+                pump.on_change = landed.set
+                assert broker.gate is not None
+                broker.gate.set()
+                await landed.wait()
+                await bench.write(bench.record("a", "4", topic="stuck"))
+            return await unsharded(limit)
+
+        monkeypatch.setattr(pump._store, "unsharded", answering_meanwhile)
+        # What is passed over is below all floors when other rows were read above it twice, a moment after each other.
+        while "stuck" not in pump._left_out:
+            await bench.write(bench.record("b", "x"))
+            await bench.until(pump, lambda left: left == 1)
+        await bench.write(bench.record("a", "2", topic="stuck"))
+        async with bench.engine.connect() as connection:
+            passed = (await connection.execute(sa.select(sa.func.max(kafka_messages.c.id)))).scalar_one()
+        while min(pump._intake._trail.values()) < passed:
+            await bench.write(bench.record("b", "x"))
+            await bench.until(pump, lambda left: left == 2)
+        is_ready = True
+        now = time.monotonic()
+        pump._next_unsharded, pump._next_rescan = now, now + DEADLINE
+        await landed.wait()
+        await bench.until_empty(pump)
+    assert (await bench.values("stuck"))[b"a"] == ["1", "2", "4"]
+
+
 async def test_cluster_that_is_away_at_first_is_waited_for(bench: OutboxBench, broker: Broker) -> None:
     broker.starts_to_fail = 9
     await bench.write(bench.record("a", "1"))
@@ -333,3 +375,76 @@ async def test_cancelled_pump_leaves_no_task_and_no_lease_behind(bench: OutboxBe
     broker.gate.set()
     async with bench.pumping() as pump:
         await bench.until_empty(pump)
+
+
+async def test_refused_row_is_put_aside_and_its_key_flows_on(bench: OutboxBench, broker: Broker) -> None:
+    broker.refuse_values = {b"bad"}
+    store = ParkedStore(bench.engine)
+    await bench.write(*(bench.record("a", value) for value in ("1", "bad", "2", "bad", "3")), bench.record("b", "x"))
+    async with bench.pumping(parking=store) as pump:
+        await bench.until_empty(pump)
+        async with asyncio.timeout(DEADLINE):
+            while not await pump.is_idle():
+                await bench.a_moment()
+        assert pump.status().parked == 2
+        assert pump.status().blocked_keys == 0
+    assert await bench.values() == {b"a": ["1", "2", "3"], b"b": ["x"]}
+    assert [(row.code, row.attempts, row.text) for row in await store.rows(ParkedFilter())] == [
+        ("refused", 1, "refused")
+    ] * 2
+    assert bench.metrics.count("deimos.outbox.parked", topic="orders", **{"error.type": "refused"}) == 2
+
+
+async def test_row_that_cannot_be_put_aside_blocks_its_key_until_it_can(bench: OutboxBench, broker: Broker) -> None:
+    broker.refuse_values = {b"bad"}
+    tried = asyncio.Event()
+
+    class Parking(ParkedStore):
+        async def park(self, *given: Any, **more: Any) -> bool:
+            if not tried.is_set():
+                tried.set()
+                raise DatabaseUnavailableError("away")
+            return await super().park(*given, **more)
+
+    ahead = 0.0
+    await bench.write(bench.record("a", "bad"), bench.record("a", "2"), bench.record("b", "x"))
+    async with bench.pumping(
+        parking=Parking(bench.engine), monotonic=lambda: time.monotonic() + ahead, lease_ttl=60.0
+    ) as pump:
+        async with asyncio.timeout(DEADLINE):
+            await tried.wait()
+        await bench.until(pump, lambda left: left == 2)
+        assert await bench.values() == {b"b": ["x"]}
+        ahead = 6.0  # the key's first pause is 5 s
+        await bench.until_empty(pump)
+    assert await bench.values() == {b"a": ["2"], b"b": ["x"]}
+
+
+async def test_row_is_not_put_aside_by_a_lease_that_was_lost(bench: OutboxBench, broker: Broker) -> None:
+    broker.refuse_values = {b"bad"}
+    fences: list[Fence] = []
+    asked, may_go_on = asyncio.Event(), asyncio.Event()
+
+    class Parking(ParkedStore):
+        async def park(self, id_: int, *, code: str, text: str, attempts: int, fence: Fence | None) -> bool:
+            assert fence is not None
+            fences.append(fence)
+            asked.set()
+            await may_go_on.wait()
+            return await super().park(id_, code=code, text=text, attempts=attempts, fence=fence)
+
+    await bench.write(bench.record("a", "bad"))
+    async with bench.pumping(parking=Parking(bench.engine), worker="me") as pump:
+        async with asyncio.timeout(DEADLINE):
+            await asked.wait()
+        async with bench.engine.begin() as connection:
+            slots = sa.update(kafka_topic_info).where(kafka_topic_info.c.topic.startswith("slot-"))
+            await connection.execute(slots.values(epoch=kafka_topic_info.c.epoch + 1))
+        may_go_on.set()
+        async with asyncio.timeout(DEADLINE):
+            while len({fence.epoch for fence in fences}) < 2:
+                await bench.a_moment()
+        await bench.until_empty(pump)
+    assert {fence.worker for fence in fences} == {"me"}
+    (row,) = await ParkedStore(bench.engine).rows(ParkedFilter())
+    assert row.code == "refused"
