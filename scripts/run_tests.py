@@ -3,8 +3,8 @@
 All of it runs, whatever fails before, and the status is zero only when all was well. The last lines say which services
 could not be reached and how many tests were left out for that.
 
-Without arguments the tests run in three processes side by side, as many of them mostly wait: for sessions of a group to
-expire, for brokers to restart. What the second and the third have to say is printed when all have ended.
+Without arguments the tests run in four processes side by side, as many of them mostly wait: for sessions of a group to
+expire, for brokers to restart, for programs to start. What all but the first have to say is printed at the end.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ _CHECKS = (
 )
 _NO_TESTS_COLLECTED = 5
 _TESTS = Path(__file__).resolve().parent.parent / "tests"
-_WAITING = (("faults",), ("integration", "acceptance"))
+_WAITING = (("faults",), ("integration",), ("acceptance",))
 """Folders of tests that mostly wait for other processes, by the run that they are in."""
 
 

@@ -8,7 +8,7 @@ import signal
 import sys
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -25,6 +25,7 @@ _FIXTURES = {
     "postgres_url": "postgres",
     "mariadb_url": "mariadb",
     "own_kafka": "own_kafka",
+    "own_mariadb_url": "own_mariadb",
 }
 _OWN: dict[str, type[Server]] = {"own_kafka": KafkaBroker, "own_postgres": Postgres, "own_mariadb": MariaDB}
 """Servers that tests start for themselves."""
@@ -149,6 +150,18 @@ def postgres_url(pytestconfig: pytest.Config) -> str:
 def mariadb_url(pytestconfig: pytest.Config) -> str:
     """SQLAlchemy's asynchronous URL of a MariaDB database that all tests share."""
     return pytestconfig.stash[_BOOK].address("mariadb")
+
+
+@pytest.fixture(scope="session")
+def own_mariadb_url() -> Iterator[str]:
+    """As `mariadb_url`, with a server of these tests alone: its transactions are seen in all of its databases."""
+    server = MariaDB()
+    try:
+        asyncio.run(server.start())
+        yield server.url
+    finally:
+        asyncio.run(server.stop())
+        server.remove()
 
 
 @pytest.fixture

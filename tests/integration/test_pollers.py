@@ -138,7 +138,7 @@ async def bench(
     (folder / "Widget.avsc").write_text(json.dumps(WIDGET))
     async with AsyncExitStack() as stack:
         stack.push_async_callback(broker.stop)
-        server = request.getfixturevalue("postgres_url" if request.param == "postgresql" else "mariadb_url")
+        server = request.getfixturevalue("postgres_url" if request.param == "postgresql" else "own_mariadb_url")
         url = await stack.enter_async_context(fresh_database(server, unique_name[:60]))
         topic = f"{unique_name}."
         monkeypatch.setenv("POLLER_TOPIC", topic)

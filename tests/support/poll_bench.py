@@ -122,7 +122,7 @@ async def poll_bench(
     """A bench with a database of its own."""
     opened: AbstractAsyncContextManager[str] = nullcontext(f"sqlite+aiosqlite:///{folder / 'test.sqlite3'}")
     if kind != "sqlite":
-        opened = fresh_database(address("postgres_url" if kind == "postgresql" else "mariadb_url"), name)
+        opened = fresh_database(address("postgres_url" if kind == "postgresql" else "own_mariadb_url"), name)
     async with opened as url:
         bench = PollBench(create_async_engine(url), name, folder / "schemas", settings)
         await create_framework_tables(bench.engine)

@@ -245,7 +245,7 @@ async def test_topic_that_answers_again_is_read_from_the_start_before_its_new_ro
 
 
 async def test_cluster_that_is_away_at_first_is_waited_for(bench: OutboxBench, broker: Broker) -> None:
-    broker.starts_to_fail = 9
+    broker.starts_to_fail = 4
     await bench.write(bench.record("a", "1"))
     async with bench.pumping() as pump:
         await bench.until_empty(pump)
