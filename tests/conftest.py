@@ -9,6 +9,7 @@ import sys
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 
@@ -156,12 +157,14 @@ def mariadb_url(pytestconfig: pytest.Config) -> str:
 def own_mariadb_url() -> Iterator[str]:
     """As `mariadb_url`, with a server of these tests alone: its transactions are seen in all of its databases."""
     server = MariaDB()
-    try:
-        asyncio.run(server.start())
-        yield server.url
-    finally:
-        asyncio.run(server.stop())
-        server.remove()
+    # In a thread: fixtures that ask for this one may have a running loop.
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            thread.submit(asyncio.run, server.start()).result()
+            yield server.url
+        finally:
+            thread.submit(asyncio.run, server.stop()).result()
+            server.remove()
 
 
 @pytest.fixture

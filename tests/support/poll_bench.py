@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,13 @@ class PollBench(SourceBench):
             await supervisor.stop(pollers, timeout=30.0)
         finally:
             await supervisor.close()
+
+    @staticmethod
+    async def a_while() -> None:
+        """Let a database get on by itself."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await asyncio.Event().wait()
 
     async def ids(self, topic: str = "widgets") -> list[Any]:
         """Keys of what was sent since the last time."""
