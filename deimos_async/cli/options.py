@@ -1,16 +1,19 @@
-"""Values on the command line that need more than click's own types: finite numbers, times and ages, keys."""
+"""What commands share: values that need more than click's own types, and options of those that host an application."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-__all__ = ["FiniteRange", "key_text", "point_in_time"]
+__all__ = ["FiniteRange", "hosting_options", "key_text", "point_in_time"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _AGE = re.compile(r"(\d+(?:\.\d+)?)([smhd])", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -61,3 +64,23 @@ def key_text(text: str) -> str:
     except RecursionError:
         raise click.BadParameter("nested too deeply for a key") from None
     return text
+
+
+def hosting_options(command: F) -> F:
+    """Options `--web`, `--loop` and `--log-level`, for commands that run an application until they are stopped."""
+    web = click.option(
+        "--web",
+        metavar="HOST:PORT",
+        default=None,
+        help="Serve /livez, /readyz and /metrics, from before the start to the end. With --workers: worker n at "
+        "PORT + n.",
+    )
+    loop = click.option("--loop", type=click.Choice(["auto", "asyncio", "uvloop"]), default="auto", show_default=True)
+    log_level = click.option(
+        "--log-level",
+        type=click.Choice(["debug", "info", "warning", "error"]),
+        default="info",
+        show_default=True,
+        help="Unless the application sets up logging itself.",
+    )
+    return web(loop(log_level(command)))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import click
 
 from deimos_async.cli.loading import configure_logging, load_app, reporting
-from deimos_async.cli.run import end_on_signals, in_workers, run_loop, serve
+from deimos_async.cli.options import hosting_options
+from deimos_async.cli.run import end_on_signals, in_workers, run_loop, serve, web_address
 
 __all__ = ["outbox"]
 
@@ -16,20 +16,7 @@ __all__ = ["outbox"]
 @click.command()
 @click.argument("app", metavar="APP")
 @click.option("--workers", type=click.IntRange(min=1), default=None, help="Run as N processes, which share the work.")
-@click.option(
-    "--web",
-    metavar="HOST:PORT",
-    default=None,
-    help="Serve /livez, /readyz and /metrics, from before the start to the end. With --workers: worker n at PORT + n.",
-)
-@click.option("--loop", type=click.Choice(["auto", "asyncio", "uvloop"]), default="auto", show_default=True)
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-    help="Unless the application sets up logging itself.",
-)
+@hosting_options
 def outbox(app: str, workers: int | None, web: str | None, loop: str, log_level: str) -> None:
     """Send what waits in the outbox of APP until SIGTERM or SIGINT, then let what is on its way end.
 
@@ -40,11 +27,7 @@ def outbox(app: str, workers: int | None, web: str | None, loop: str, log_level:
     """
     configure_logging(log_level, messages=False)
     with reporting():
-        address = None
-        if web is not None:
-            from deimos_async.web.server import parse_address  # only for this option
-
-            address = parse_address(web, int(os.environ.get("DEIMOS_WORKER", "0")))
+        address = web_address(web)
         if workers is not None:
             sys.exit(in_workers(app, workers, only=("outbox",), loop=loop, log_level=log_level, web=web))
         end_on_signals()

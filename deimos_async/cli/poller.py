@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -13,7 +12,8 @@ import click
 
 from deimos_async.app import Deimos
 from deimos_async.cli.loading import EXIT_FAILURE, configure_logging, load_app, reporting
-from deimos_async.cli.run import end_on_signals, in_workers, run_loop, serve
+from deimos_async.cli.options import hosting_options
+from deimos_async.cli.run import end_on_signals, in_workers, run_loop, serve, web_address
 from deimos_async.errors import ConfigurationError
 
 __all__ = ["poller"]
@@ -32,20 +32,7 @@ __all__ = ["poller"]
     help="With --backfill: rows that a process takes at a time.",
 )
 @click.option("--workers", type=click.IntRange(min=1), default=None, help="Run as N processes, which share the work.")
-@click.option(
-    "--web",
-    metavar="HOST:PORT",
-    default=None,
-    help="Serve /livez, /readyz and /metrics, from before the start to the end. With --workers: worker n at PORT + n.",
-)
-@click.option("--loop", type=click.Choice(["auto", "asyncio", "uvloop"]), default="auto", show_default=True)
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-    help="Unless the application sets up logging itself.",
-)
+@hosting_options
 def poller(
     app: str,
     backfill: str | None,
@@ -69,11 +56,7 @@ def poller(
     with reporting():
         if backfill is not None and (workers is not None or web is not None):
             raise ConfigurationError("--backfill goes with neither --workers nor --web; start it several times")
-        address = None
-        if web is not None:
-            from deimos_async.web.server import parse_address  # only for this option
-
-            address = parse_address(web, int(os.environ.get("DEIMOS_WORKER", "0")))
+        address = web_address(web)
         if workers is not None:
             sys.exit(in_workers(app, workers, only=("pollers",), loop=loop, log_level=log_level, web=web))
         end_on_signals()

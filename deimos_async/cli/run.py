@@ -16,6 +16,7 @@ import click
 
 from deimos_async.app import Deimos
 from deimos_async.cli.loading import EXIT_FAILURE, configure_logging, load_app, reporting
+from deimos_async.cli.options import hosting_options
 from deimos_async.errors import ConfigurationError
 from deimos_async.plain_text import described
 from deimos_async.service import Supervisor
@@ -37,20 +38,7 @@ _WEB_STOP_TIMEOUT = 5.0
     help="Run only these parts. Repeatable. Producers always run, as handlers use them.",
 )
 @click.option("--workers", type=click.IntRange(min=1), default=None, help="Run as N processes, each a group member.")
-@click.option(
-    "--web",
-    metavar="HOST:PORT",
-    default=None,
-    help="Serve /livez, /readyz and /metrics, from before the start to the end. With --workers: worker n at PORT + n.",
-)
-@click.option("--loop", type=click.Choice(["auto", "asyncio", "uvloop"]), default="auto", show_default=True)
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-    help="Unless the application sets up logging itself.",
-)
+@hosting_options
 @click.option("--log-messages", is_flag=True, help="A line for every message, as `logging.payload_log` says.")
 def run(
     app: str,
@@ -69,11 +57,7 @@ def run(
     """
     configure_logging(log_level, messages=log_messages)
     with reporting():
-        address = None
-        if web is not None:
-            from deimos_async.web.server import parse_address  # only for this option
-
-            address = parse_address(web, int(os.environ.get("DEIMOS_WORKER", "0")))
+        address = web_address(web)
         if workers is not None:
             if embedded:
                 raise ConfigurationError("--embedded and --workers exclude each other: the broker is in one process")
@@ -86,6 +70,15 @@ def run(
             if application.settings.embedded and "DEIMOS_WORKER" in os.environ:
                 raise ConfigurationError("setting 'embedded' and --workers exclude each other: use one of them")
             sys.exit(run_loop(loop, lambda: serve(application, only or None, address)))
+
+
+def web_address(web: str | None) -> tuple[str, int] | None:
+    """Host and port of this process for the option --web; None without it. Raises ConfigurationError."""
+    if web is None:
+        return None
+    from deimos_async.web.server import parse_address  # only for this option
+
+    return parse_address(web, int(os.environ.get("DEIMOS_WORKER", "0")))
 
 
 def in_workers(
