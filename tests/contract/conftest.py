@@ -1,14 +1,18 @@
-"""What the contract suites need: a broker of each kind, and members of groups that are easy to watch."""
+"""What the contract suites need: brokers and databases of each kind, and members of groups that are easy to watch."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from fresh_database import KINDS, fresh_database
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from deimos_async.brokers.kafka import KafkaBroker, KafkaOptions
 from deimos_async.brokers.memory import MemoryBroker
@@ -20,6 +24,7 @@ from deimos_async.brokers.protocol import (
     NewTopic,
     ProducerOptions,
 )
+from deimos_async.database.creation import create_framework_tables
 from deimos_async.message import InboundRecord, TopicPartition
 
 DEADLINE = 30.0
@@ -181,3 +186,18 @@ async def both(unique_name: str, kafka_bootstrap: str) -> AsyncIterator[Mapping[
     yield benches
     for bench in benches.values():
         await bench.close()
+
+
+@pytest.fixture(params=KINDS)
+async def engine(request: pytest.FixtureRequest, tmp_path: Path, unique_name: str) -> AsyncIterator[AsyncEngine]:
+    """A database of the test's own, with the framework's tables."""
+    async with AsyncExitStack() as stack:
+        if request.param == "sqlite":
+            url = f"sqlite+aiosqlite:///{tmp_path / 'test.sqlite3'}"
+        else:
+            server = request.getfixturevalue("postgres_url" if request.param == "postgresql" else "mariadb_url")
+            url = await stack.enter_async_context(fresh_database(server, unique_name[:60]))
+        engine = create_async_engine(url)
+        stack.push_async_callback(engine.dispose)
+        await create_framework_tables(engine)
+        yield engine

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from fresh_database import fresh_database
+from fresh_database import KINDS, SERVERS, fresh_database
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from deimos_async.database.creation import create_framework_tables
@@ -17,12 +17,6 @@ from deimos_async.database.outbox.protocol import LeaseTable, WorkerRow
 from deimos_async.errors import ConfigurationError, DatabaseUnavailableError
 
 DEADLINE = 30.0
-KINDS = [
-    "sqlite",
-    pytest.param("postgresql", marks=pytest.mark.services("postgres")),
-    pytest.param("mariadb", marks=pytest.mark.services("mariadb")),
-]
-SERVERS = KINDS[1:]
 
 
 @pytest.fixture(params=KINDS)

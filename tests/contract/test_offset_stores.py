@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from fresh_database import SERVERS
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from deimos_async.database.creation import create_framework_tables
 from deimos_async.database.offsets import SqlOffsetStore
 from deimos_async.database.protocol import Bookmark
 from deimos_async.database.tables import kafka_offsets
@@ -20,23 +18,6 @@ from deimos_async.message import TopicPartition
 
 DEADLINE = 30.0
 P0, P1 = TopicPartition("orders", 0), TopicPartition("orders", 1)
-KINDS = [
-    "sqlite",
-    pytest.param("postgresql", marks=pytest.mark.services("postgres")),
-    pytest.param("mariadb", marks=pytest.mark.services("mariadb")),
-]
-
-
-@pytest.fixture(params=KINDS)
-async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[AsyncEngine]:
-    if request.param == "sqlite":
-        url = f"sqlite+aiosqlite:///{tmp_path / 'test.sqlite3'}"
-    else:
-        url = request.getfixturevalue("postgres_url" if request.param == "postgresql" else "mariadb_url")
-    engine = create_async_engine(url)
-    await create_framework_tables(engine)
-    yield engine
-    await engine.dispose()
 
 
 @pytest.fixture
@@ -105,7 +86,7 @@ async def test_move_within_a_session_goes_with_its_transaction(
     assert await store.read(group, "orders") == {0: Bookmark(4)}
 
 
-@pytest.mark.parametrize("engine", KINDS[1:], indirect=True)
+@pytest.mark.parametrize("engine", SERVERS, indirect=True)
 async def test_second_of_two_waits_for_the_first_and_is_told(
     store: SqlOffsetStore, engine: AsyncEngine, group: str
 ) -> None:
@@ -119,7 +100,7 @@ async def test_second_of_two_waits_for_the_first_and_is_told(
         assert not await moving
 
 
-@pytest.mark.parametrize("engine", KINDS[1:], indirect=True)
+@pytest.mark.parametrize("engine", SERVERS, indirect=True)
 async def test_second_of_two_goes_on_where_the_first_rolled_back(
     store: SqlOffsetStore, engine: AsyncEngine, group: str
 ) -> None:
@@ -171,7 +152,7 @@ async def test_unreachable_database_is_told_as_such(unused_tcp_port: int) -> Non
         await engine.dispose()
 
 
-@pytest.mark.parametrize("engine", KINDS[1:], indirect=True)
+@pytest.mark.parametrize("engine", SERVERS, indirect=True)
 async def test_engine_that_commits_each_statement_is_refused(engine: AsyncEngine) -> None:
     each = create_async_engine(engine.url, isolation_level="AUTOCOMMIT")
     with pytest.raises(ConfigurationError, match="AUTOCOMMIT"):

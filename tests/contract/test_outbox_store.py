@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from fresh_database import fresh_database
+from fresh_database import SERVERS
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import StaticPool
 
-from deimos_async.database.creation import create_framework_tables
 from deimos_async.database.outbox.protocol import OutboxRow, Page
 from deimos_async.database.outbox.store import SqlOutboxStore
 from deimos_async.database.tables import kafka_messages
@@ -22,30 +21,9 @@ from deimos_async.errors import ConfigurationError, DatabaseUnavailableError
 from deimos_async.outbox.shards import SHARDS
 
 DEADLINE = 30.0
-KINDS = [
-    "sqlite",
-    pytest.param("postgresql", marks=pytest.mark.services("postgres")),
-    pytest.param("mariadb", marks=pytest.mark.services("mariadb")),
-]
 ALL = dict.fromkeys(range(SHARDS), 0)
 FEW = dict.fromkeys((1, 2, 9), 0)
 """Shards that are read by the index on MySQL and SQLite; ALL are read by the primary key there."""
-
-
-@pytest.fixture(params=KINDS)
-async def engine(request: pytest.FixtureRequest, tmp_path: Path, unique_name: str) -> AsyncIterator[AsyncEngine]:
-    if request.param == "sqlite":
-        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'test.sqlite3'}")
-        await create_framework_tables(engine)
-        yield engine
-        await engine.dispose()
-        return
-    server = request.getfixturevalue("postgres_url" if request.param == "postgresql" else "mariadb_url")
-    async with fresh_database(server, unique_name[:60]) as url:
-        engine = create_async_engine(url)
-        await create_framework_tables(engine)
-        yield engine
-        await engine.dispose()
 
 
 @pytest.fixture
@@ -238,11 +216,11 @@ async def test_thousands_are_deleted_at_once(store: SqlOutboxStore, engine: Asyn
     assert not (await read(store, ALL)).rows
 
 
+# SQLite has one writer at a time: there ids become visible in order.
+@pytest.mark.parametrize("engine", SERVERS, indirect=True)
 async def test_row_whose_transaction_is_open_is_found_later_below_the_floor(
     store: SqlOutboxStore, engine: AsyncEngine
 ) -> None:
-    if engine.dialect.name == "sqlite":
-        pytest.skip("one writer at a time: ids become visible in order")
     async with engine.connect() as slow:
         first = (await slow.execute(sa.insert(kafka_messages).values(_sendable(engine, row(1))))).inserted_primary_key[
             0
@@ -256,9 +234,8 @@ async def test_row_whose_transaction_is_open_is_found_later_below_the_floor(
     assert ids_of((await read(store, ALL)).rows) == [first]
 
 
+@pytest.mark.parametrize("engine", SERVERS, indirect=True)
 async def test_reading_and_deleting_wait_for_no_open_transaction(store: SqlOutboxStore, engine: AsyncEngine) -> None:
-    if engine.dialect.name == "sqlite":
-        pytest.skip("one writer at a time")
     ids = await insert(engine, *(row(1) for _ in range(3)), row(None, order_hash=None))
     async with engine.connect() as other, asyncio.timeout(DEADLINE):
         for shard in (1, None):
@@ -303,7 +280,7 @@ async def test_what_waits_is_counted_by_topic(store: SqlOutboxStore, engine: Asy
     assert found["bills"].age < 300
 
 
-@pytest.mark.parametrize("engine", KINDS[1:2], indirect=True)
+@pytest.mark.parametrize("engine", SERVERS[:1], indirect=True)
 async def test_postgresql_passes_notices_on(store: SqlOutboxStore, engine: AsyncEngine) -> None:
     heard: asyncio.Queue[str] = asyncio.Queue()
     store.listen("deimos_outbox", heard.put_nowait)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from fresh_database import fresh_database
+from fresh_database import SERVERS
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from deimos_async.database.creation import create_framework_tables
 from deimos_async.database.leases import SqlSlotLeases
 from deimos_async.database.outbox.parking import ParkedFilter, ParkedStore
 from deimos_async.database.outbox.protocol import Fence
@@ -25,28 +23,7 @@ from deimos_async.outbox.rows import make_rows
 from deimos_async.outbox.shards import LAYOUT, SLOTS
 
 DEADLINE = 30.0
-KINDS = [
-    "sqlite",
-    pytest.param("postgresql", marks=pytest.mark.services("postgres")),
-    pytest.param("mariadb", marks=pytest.mark.services("mariadb")),
-]
 EVERYTHING = ParkedFilter()
-
-
-@pytest.fixture(params=KINDS)
-async def engine(request: pytest.FixtureRequest, tmp_path: Path, unique_name: str) -> AsyncIterator[AsyncEngine]:
-    if request.param == "sqlite":
-        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'test.sqlite3'}")
-        await create_framework_tables(engine)
-        yield engine
-        await engine.dispose()
-        return
-    server = request.getfixturevalue("postgres_url" if request.param == "postgresql" else "mariadb_url")
-    async with fresh_database(server, unique_name[:60]) as url:
-        engine = create_async_engine(url)
-        await create_framework_tables(engine)
-        yield engine
-        await engine.dispose()
 
 
 @pytest.fixture
@@ -136,11 +113,11 @@ async def test_row_is_parked_only_by_who_has_the_lease(
     assert [row["id"] for row in await table(engine)] == ids[1:]
 
 
+# SQLite has one writer at a time.
+@pytest.mark.parametrize("engine", SERVERS, indirect=True)
 async def test_lease_cannot_be_taken_while_its_owner_parks(
     store: ParkedStore, engine: AsyncEngine, leases: SqlSlotLeases
 ) -> None:
-    if engine.dialect.name == "sqlite":
-        pytest.skip("one writer at a time")
     (id_,) = await write(engine, record())
     epoch = await leases.acquire(3, owner=None, epoch=0)
     assert epoch is not None

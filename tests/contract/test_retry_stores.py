@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from fresh_database import SERVERS
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from deimos_async.database.creation import create_framework_tables
 from deimos_async.database.offsets import SqlOffsetStore
 from deimos_async.database.protocol import Bookmark, Failure, RetryRow, WaitingRow
 from deimos_async.database.retries import SqlRetryStore
@@ -23,24 +22,7 @@ from deimos_async.message import TopicPartition
 
 DEADLINE = 30.0
 P0, P1 = TopicPartition("orders", 0), TopicPartition("orders", 1)
-KINDS = [
-    "sqlite",
-    pytest.param("postgresql", marks=pytest.mark.services("postgres")),
-    pytest.param("mariadb", marks=pytest.mark.services("mariadb")),
-]
 MOMENT = datetime(2026, 5, 4, 3, 2, 1, 123456, tzinfo=UTC)
-
-
-@pytest.fixture(params=KINDS)
-async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[AsyncEngine]:
-    if request.param == "sqlite":
-        url = f"sqlite+aiosqlite:///{tmp_path / 'test.sqlite3'}"
-    else:
-        url = request.getfixturevalue("postgres_url" if request.param == "postgresql" else "mariadb_url")
-    engine = create_async_engine(url)
-    await create_framework_tables(engine)
-    yield engine
-    await engine.dispose()
 
 
 @pytest.fixture
@@ -206,7 +188,7 @@ async def test_attempt_is_counted_once_and_the_time_of_the_first_failure_is_kept
     assert (other.attempts, other.failure) == (0, None)
 
 
-@pytest.mark.parametrize("engine", KINDS[1:], indirect=True)
+@pytest.mark.parametrize("engine", SERVERS, indirect=True)
 async def test_second_of_two_who_handle_a_row_waits_for_the_first_and_is_told(
     store: SqlRetryStore, offsets: SqlOffsetStore, engine: AsyncEngine, group: str
 ) -> None:
@@ -220,7 +202,7 @@ async def test_second_of_two_who_handle_a_row_waits_for_the_first_and_is_told(
         assert not await removing
 
 
-@pytest.mark.parametrize("engine", KINDS[1:], indirect=True)
+@pytest.mark.parametrize("engine", SERVERS, indirect=True)
 async def test_second_of_two_who_handle_a_row_goes_on_where_the_first_rolled_back(
     store: SqlRetryStore, offsets: SqlOffsetStore, engine: AsyncEngine, group: str
 ) -> None:

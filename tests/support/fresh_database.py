@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
+
+SERVERS = [
+    pytest.param("postgresql", marks=pytest.mark.services("postgres")),
+    pytest.param("mariadb", marks=pytest.mark.services("mariadb")),
+]
+KINDS = ["sqlite", *SERVERS]
+"""Parameters of tests that run on every kind of database."""
 
 
 @asynccontextmanager
